@@ -1,0 +1,88 @@
+"""The errors that a caller can expect.
+
+    QnasError
+    ├── UsageError (ValueError)           an option, a limit or a configuration file is wrong
+    │   └── UnknownNameError              a name that nothing is registered under
+    ├── DataError (ValueError)            a data set is missing, malformed, or does not fit the model
+    ├── CheckpointError (ValueError)      a checkpoint cannot be used as this supernet
+    ├── CandidateError (RuntimeError)     one candidate cannot be built or measured; the study goes on
+    │   ├── MaterializeError              its ONNX graph cannot be made
+    │   ├── QuantizationError             its policy did not land in the graph
+    │   └── MeasurementError              it cannot be run, or gives a number that is not finite
+    ├── HardwareError (ValueError)        a hardware profile is missing, malformed, or of another machine
+    ├── LatencyTableError (ValueError)    a latency table is missing, malformed, or does not fit
+    ├── StudyError (ValueError)           stored trials belong to another request
+    └── OutputError (OSError)             the output folder cannot be used
+
+Every message is one line that says what is wrong, the value got, what is allowed, and what to do.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class QnasError(Exception):
+    """Root of all errors that this package raises on purpose."""
+
+
+class UsageError(QnasError, ValueError):
+    """An option, a limit or a configuration file is wrong."""
+
+
+class UnknownNameError(UsageError, LookupError):
+    """A name that nothing is registered under; the message suggests the nearest one.
+
+    Args:
+        kind: What was looked up, in the singular ("supernet").
+        name: The name got.
+        known: The names that exist.
+    """
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+        known = sorted(known)
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        hint = f"did you mean '{near[0]}'? " if near else ""
+        super().__init__(f"unknown {kind} '{name}'; {hint}have: {', '.join(known) or 'none'}")
+        self.kind, self.name, self.known = kind, name, known
+
+
+class DataError(QnasError, ValueError):
+    """A data set is missing, malformed, or does not fit the model."""
+
+
+class CheckpointError(QnasError, ValueError):
+    """A checkpoint cannot be used as this supernet."""
+
+
+class CandidateError(QnasError, RuntimeError):
+    """One candidate cannot be built or measured; the study records a failed trial and goes on."""
+
+
+class MaterializeError(CandidateError):
+    """The candidate's ONNX graph cannot be made."""
+
+
+class QuantizationError(CandidateError):
+    """The candidate's precision policy did not land in the graph."""
+
+
+class MeasurementError(CandidateError):
+    """The candidate cannot be run, or a metric is not finite."""
+
+
+class HardwareError(QnasError, ValueError):
+    """A hardware profile is missing, malformed, or describes another machine."""
+
+
+class LatencyTableError(QnasError, ValueError):
+    """A latency table is missing, malformed, or does not fit the request."""
+
+
+class StudyError(QnasError, ValueError):
+    """Stored trials belong to another request."""
+
+
+class OutputError(QnasError, OSError):
+    """The output folder cannot be used."""

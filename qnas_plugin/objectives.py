@@ -1,0 +1,113 @@
+"""Objectives, limits, and the geometry of Pareto fronts. The only module that knows about signs."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from qnas_plugin.errors import UnknownNameError, UsageError
+
+Losses = npt.NDArray[np.float64]
+"""Objective values turned so that less is better, shape ``(m, k)`` for ``m`` candidates and ``k`` objectives."""
+
+METRICS: dict[str, Literal["maximize", "minimize"]] = {
+    "accuracy": "maximize",
+    "latency_ms": "minimize",
+    "size_mb": "minimize",
+}
+"""The metrics that can be objectives or limited, with the direction in which each gets better."""
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A bound that a candidate must keep: ``metric <= value`` or ``metric >= value``."""
+
+    metric: str
+    comparison: Literal["<=", ">="]
+    value: float
+
+    def __str__(self) -> str:
+        return f"{self.metric}{self.comparison}{self.value:g}"
+
+    def violation(self, metrics: Mapping[str, float]) -> float:
+        """How far a candidate is beyond the bound, relative to it; 0 when it keeps it.
+
+        Raises:
+            KeyError: The metric was not measured.
+        """
+        excess = metrics[self.metric] - self.value
+        if self.comparison == ">=":
+            excess = -excess
+        return max(0.0, excess) / max(abs(self.value), 1e-12)
+
+
+def parse_limit(text: str) -> Limit:
+    """Reads ``latency_ms<=5``.
+
+    Raises:
+        UsageError: The text has another form, or the number is not finite.
+        UnknownNameError: There is no such metric.
+    """
+    match = re.fullmatch(r"\s*([a-z_0-9]+)\s*(<=|>=)\s*(\S+)\s*", text)
+    if match is None:
+        raise UsageError(f"cannot read the limit '{text}'; write it like 'latency_ms<=5' or 'accuracy>=0.9'")
+    metric, comparison, number = match.groups()
+    if metric not in METRICS:
+        raise UnknownNameError("metric", metric, METRICS)
+    try:
+        value = float(number)
+    except ValueError:
+        raise UsageError(f"the limit '{text}' needs a number after '{comparison}', got '{number}'") from None
+    if not math.isfinite(value):
+        raise UsageError(f"the limit '{text}' needs a finite number, got '{number}'")
+    return Limit(metric, "<=" if comparison == "<=" else ">=", value)
+
+
+def check_objectives(names: Sequence[str]) -> tuple[str, ...]:
+    """The objectives in the order given.
+
+    Raises:
+        UnknownNameError: There is no such metric.
+        UsageError: One stands twice, or there are not two or three.
+    """
+    for name in names:
+        if name not in METRICS:
+            raise UnknownNameError("objective", name, METRICS)
+    if len(set(names)) != len(names):
+        raise UsageError(f"each objective may stand once, got {', '.join(names)}")
+    if not 2 <= len(names) <= 3:
+        raise UsageError(f"give two or three objectives of {', '.join(METRICS)}; got {len(names)}")
+    return tuple(names)
+
+
+def losses(metrics: Sequence[Mapping[str, float]], objectives: Sequence[str]) -> Losses:
+    """The metrics of ``m`` candidates as an ``(m, k)`` array in which less is better."""
+    values = np.array([[row[name] for name in objectives] for row in metrics], dtype=np.float64)
+    return values.reshape(-1, len(objectives)) * signs(objectives)
+
+
+def signs(objectives: Sequence[str]) -> Losses:
+    """+1 for an objective that is minimised and -1 for one that is maximised, shape ``(k,)``."""
+    return np.array([1.0 if METRICS[name] == "minimize" else -1.0 for name in objectives])
+
+
+def non_dominated(points: Losses) -> npt.NDArray[np.bool_]:
+    """Which of ``(m, k)`` losses no other point is better than; of equal points all are kept."""
+    no_worse = (points[None, :, :] <= points[:, None, :]).all(axis=2)
+    better = (points[None, :, :] < points[:, None, :]).any(axis=2)
+    dominated: npt.NDArray[np.bool_] = (no_worse & better).any(axis=1)
+    return ~dominated
+
+
+def hypervolume(points: Losses, reference: Losses) -> float:
+    """The volume that ``(m, k)`` losses dominate below a reference point ``(k,)``; points beyond it count nothing."""
+    import moocore
+
+    inside = points[(points < reference).all(axis=1)]
+    return float(moocore.hypervolume(inside, ref=reference)) if len(inside) else 0.0

@@ -1,0 +1,81 @@
+"""Names to modules: built-ins are found by file name, third parties by entry point; listing imports nothing."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+from functools import lru_cache
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Literal
+
+from qnas_plugin.errors import UnknownNameError, UsageError
+
+Kind = Literal["supernets", "tasks", "predictors", "search"]
+
+_SINGULAR: dict[Kind, str] = {
+    "supernets": "supernet",
+    "tasks": "task",
+    "predictors": "predictor",
+    "search": "algorithm",
+}
+
+
+def names(kind: Kind) -> tuple[str, ...]:
+    """All registered names of a kind, sorted. Nothing is imported.
+
+    Raises:
+        UsageError: An installed package registers a name that this package or another one has already.
+    """
+    return tuple(sorted([*_built_in(kind), *_third_party(kind)]))
+
+
+def load(kind: Kind, name: str) -> ModuleType:
+    """The module registered under a name; ``-`` and ``_`` are the same.
+
+    Raises:
+        UnknownNameError: Nothing is registered under the name.
+    """
+    wanted = name.replace("-", "_")
+    if wanted in _built_in(kind):
+        return importlib.import_module(f"qnas_plugin.{kind}.{wanted}")
+    third_party = _third_party(kind)
+    if wanted not in third_party:
+        raise UnknownNameError(_SINGULAR[kind], name, names(kind))
+    module = third_party[wanted].load()
+    if not isinstance(module, ModuleType):
+        raise UsageError(f"entry point '{wanted}' in 'qnas_plugin.{kind}' must name a module, it names {module!r}")
+    return module
+
+
+def describe(kind: Kind, name: str) -> str:
+    """The first line of a module's docstring, read without importing the module."""
+    if name in _built_in(kind):
+        source: Path | None = Path(__file__).parent / kind / f"{name}.py"
+    else:
+        spec = importlib.util.find_spec(_third_party(kind)[name].module)
+        source = Path(spec.origin) if spec and spec.origin else None
+    text = ast.get_docstring(ast.parse(source.read_text(encoding="utf-8"))) if source else None
+    return text.splitlines()[0] if text else ""
+
+
+@lru_cache
+def _built_in(kind: Kind) -> frozenset[str]:
+    folder = Path(__file__).parent / kind
+    return frozenset(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_"))
+
+
+@lru_cache
+def _third_party(kind: Kind) -> dict[str, EntryPoint]:
+    found: dict[str, EntryPoint] = {}
+    for point in sorted(entry_points(group=f"qnas_plugin.{kind}"), key=lambda point: (point.name, point.value)):
+        name = point.name.replace("-", "_")
+        if name in _built_in(kind) or name in found:
+            raise UsageError(
+                f"entry point '{point.name}' = '{point.value}' in 'qnas_plugin.{kind}' takes a name that is already "
+                "registered; rename it or uninstall one of the two packages"
+            )
+        found[name] = point
+    return found

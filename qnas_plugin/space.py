@@ -1,0 +1,275 @@
+"""The search space as data: variables, candidates, and everything that every supernet needs done with them.
+
+A space is a list of *variables*, each with its choices and, when it does not always exist, the value of an earlier
+variable under which it does (layer 9's FFN width exists when ``depth`` is 10 or more). A *candidate* holds the values
+of the active variables only, so two genotypes that mean the same network are one candidate with one key.
+
+Algorithms work on *genotypes*: integer arrays of shape ``(n,)`` or ``(m, n)`` for ``n`` variables, each gene the index
+of a choice. Canonical genotypes have 0 in place of every inactive gene.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from qnas_plugin.errors import UsageError
+
+Value = int | float | str
+Genes = npt.NDArray[np.int64]
+Features = npt.NDArray[np.float64]
+
+
+class Precision(StrEnum):
+    """The number format of a precision group."""
+
+    INT8 = "int8"
+    FP32 = "fp32"
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A variable exists only while an earlier variable has one of these values."""
+
+    variable: str
+    values: tuple[Value, ...]
+
+
+@dataclass(frozen=True)
+class Variable:
+    """One searched decision.
+
+    Args:
+        name: Unique in its space.
+        choices: What it can be, smallest first; at least one.
+        kind: Whether it shapes the subnet or sets the precision of a group.
+        when: The condition under which it exists; None means always.
+    """
+
+    name: str
+    choices: tuple[Value, ...]
+    kind: Literal["architecture", "precision"] = "architecture"
+    when: Condition | None = None
+
+
+@dataclass(frozen=True)
+class Candidate(Mapping[str, Value]):
+    """A subnet and its precision policy: the values of the active variables, in the order of the space.
+
+    Made by ``SearchSpace.candidate`` or ``SearchSpace.decode``, which check it.
+    """
+
+    items_: tuple[tuple[str, Value], ...]
+    _values: dict[str, Value] = field(init=False, repr=False, compare=False, hash=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_values", dict(self.items_))
+
+    def __getitem__(self, name: str) -> Value:
+        return self._values[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    @cached_property
+    def key(self) -> str:
+        """Twelve hexadecimal digits, equal for equal candidates in every process and version."""
+        text = json.dumps(self._values, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """Variables in order, each after the one that its condition names.
+
+    Raises:
+        UsageError: A name is taken twice, a variable has no choices or a repeated one, or a condition names a later or
+            unknown variable or a value that it does not have.
+    """
+
+    variables: tuple[Variable, ...]
+
+    def __post_init__(self) -> None:
+        seen: dict[str, Variable] = {}
+        for variable in self.variables:
+            name = variable.name
+            if name in seen:
+                raise UsageError(f"variable '{name}' stands twice in the search space")
+            if not variable.choices or len(set(variable.choices)) != len(variable.choices):
+                raise UsageError(f"variable '{name}' needs at least one choice and no repeats, got {variable.choices}")
+            if variable.when is not None:
+                parent = seen.get(variable.when.variable)
+                if parent is None:
+                    raise UsageError(
+                        f"variable '{name}' depends on '{variable.when.variable}', which must stand before it"
+                    )
+                if not set(variable.when.values) <= set(parent.choices):
+                    raise UsageError(f"variable '{name}' depends on values that '{parent.name}' does not have")
+            seen[name] = variable
+
+    def __len__(self) -> int:
+        return len(self.variables)
+
+    @cached_property
+    def sizes(self) -> Genes:
+        """The number of choices of each variable, shape ``(n,)``."""
+        return np.array([len(variable.choices) for variable in self.variables], dtype=np.int64)
+
+    @cached_property
+    def index(self) -> dict[str, int]:
+        """The position of each variable by name."""
+        return {variable.name: i for i, variable in enumerate(self.variables)}
+
+    @cached_property
+    def _parents(self) -> list[tuple[int, npt.NDArray[np.bool_]] | None]:
+        parents: list[tuple[int, npt.NDArray[np.bool_]] | None] = []
+        for variable in self.variables:
+            if variable.when is None:
+                parents.append(None)
+            else:
+                parent = self.index[variable.when.variable]
+                choices = self.variables[parent].choices
+                parents.append((parent, np.array([choice in variable.when.values for choice in choices])))
+        return parents
+
+    def active(self, genes: Genes) -> npt.NDArray[np.bool_]:
+        """Which variables exist in each genotype: ``(m, n)`` genes to ``(m, n)`` booleans."""
+        active = np.ones(genes.shape, dtype=bool)
+        for i, parent in enumerate(self._parents):
+            if parent is not None:
+                column, allowed = parent
+                active[:, i] = active[:, column] & allowed[genes[:, column]]
+        return active
+
+    def canonical(self, genes: Genes) -> Genes:
+        """``(m, n)`` genes with 0 in place of every inactive gene: equal rows are equal networks."""
+        return np.where(self.active(genes), genes, 0)
+
+    def candidate(self, values: Mapping[str, Value]) -> Candidate:
+        """Checks values and drops those of inactive variables.
+
+        Raises:
+            UsageError: A name is unknown, a value is not among the choices, or an active variable is missing.
+        """
+        unknown = [name for name in values if name not in self.index]
+        if unknown:
+            raise UsageError(f"the search space has no variable '{unknown[0]}'; see it with: qnas show space")
+        kept: dict[str, Value] = {}
+        for variable in self.variables:
+            when = variable.when
+            if when is not None and kept.get(when.variable) not in when.values:
+                continue
+            if variable.name not in values:
+                raise UsageError(f"the candidate has no value for '{variable.name}'; allowed: {list(variable.choices)}")
+            value = values[variable.name]
+            if isinstance(value, bool) or value not in variable.choices:
+                raise UsageError(f"'{variable.name}' cannot be {value!r}; allowed: {list(variable.choices)}")
+            kept[variable.name] = variable.choices[variable.choices.index(value)]
+        return Candidate(tuple(kept.items()))
+
+    def encode(self, candidate: Candidate) -> Genes:
+        """The canonical genotype ``(n,)`` of a candidate."""
+        genes = np.zeros(len(self), dtype=np.int64)
+        for name, value in candidate.items():
+            genes[self.index[name]] = self.variables[self.index[name]].choices.index(value)
+        return genes
+
+    def decode(self, genes: Genes) -> Candidate:
+        """The candidate of a genotype ``(n,)``, canonical or not."""
+        active = self.active(genes[None, :])[0]
+        return Candidate(
+            tuple(
+                (variable.name, variable.choices[gene])
+                for variable, gene, exists in zip(self.variables, genes.tolist(), active.tolist(), strict=True)
+                if exists
+            )
+        )
+
+    def features(self, genes: Genes) -> Features:
+        """One-hot features ``(m, sum of sizes)``; all zeros for an inactive variable."""
+        offsets = np.concatenate([[0], np.cumsum(self.sizes)])
+        features = np.zeros((len(genes), int(offsets[-1])))
+        rows, columns = np.nonzero(self.active(genes))
+        features[rows, offsets[columns] + genes[rows, columns]] = 1.0
+        return features
+
+    def sample(self, count: int, rng: np.random.Generator) -> Genes:
+        """``(count, n)`` canonical genotypes, each gene drawn uniformly."""
+        return self.canonical(rng.integers(0, self.sizes, size=(count, len(self))))
+
+    def mutate(self, genes: Genes, rng: np.random.Generator, probability: float) -> Genes:
+        """Random reset: each gene of ``(m, n)`` moves to another of its choices with this probability."""
+        hit = (rng.random(genes.shape) < probability) & (self.sizes > 1)
+        shift = 1 + np.floor(rng.random(genes.shape) * np.maximum(self.sizes - 1, 1)).astype(np.int64)
+        return np.where(hit, (genes + shift) % self.sizes, genes)
+
+    def corner(self, size: Literal["largest", "smallest"], precision: Precision) -> Candidate:
+        """The extreme candidate: each architecture variable at its last or first choice, each group at one precision."""
+        genes = np.array(
+            [
+                (variable.choices.index(precision.value) if precision.value in variable.choices else 0)
+                if variable.kind == "precision"
+                else (len(variable.choices) - 1 if size == "largest" else 0)
+                for variable in self.variables
+            ],
+            dtype=np.int64,
+        )
+        return self.decode(genes)
+
+    def architecture(self, candidate: Candidate) -> tuple[tuple[str, Value], ...]:
+        """The candidate without its precision policy: what two policies of one subnet share."""
+        return tuple(item for item in candidate.items_ if self.variables[self.index[item[0]]].kind == "architecture")
+
+    @property
+    def genotypes(self) -> int:
+        """How many genotypes there are, inactive genes counted."""
+        return math.prod(len(variable.choices) for variable in self.variables)
+
+    @property
+    def networks(self) -> int:
+        """How many distinct candidates there are."""
+        children: dict[str, list[Variable]] = {}
+        for variable in self.variables:
+            if variable.when is not None:
+                children.setdefault(variable.when.variable, []).append(variable)
+
+        def count(variable: Variable) -> int:
+            return sum(
+                math.prod(
+                    count(child)
+                    for child in children.get(variable.name, [])
+                    if child.when is not None and choice in child.when.values
+                )
+                for choice in variable.choices
+            )
+
+        return math.prod(count(variable) for variable in self.variables if variable.when is None)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Equal for equal spaces; a study refuses trials of another one."""
+        text = json.dumps(
+            [
+                [v.name, list(v.choices), v.kind, [v.when.variable, list(v.when.values)] if v.when else None]
+                for v in self.variables
+            ],
+            separators=(",", ":"),
+        )
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def unique_rows(genes: Genes) -> Sequence[int]:
+    """The indices of the first occurrence of each distinct row of ``(m, n)``, in order."""
+    return sorted(np.unique(genes, axis=0, return_index=True)[1].tolist()) if len(genes) else []
