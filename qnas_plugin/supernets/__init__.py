@@ -1,0 +1,126 @@
+"""The seam of the supernets: a model whose subnets are slices of its weights.
+
+A supernet is a module of this folder (or of an entry point ``qnas_plugin.supernets``) with one function:
+
+    load(checkpoint: str, *, label_names: Sequence[str] | None = None, elastic: Elastic | None = None) -> Supernet
+
+``checkpoint`` is a Hugging Face name or folder, or a folder that ``Supernet.save`` wrote.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from qnas_plugin.space import Candidate, Genes, SearchSpace
+from qnas_plugin.tasks import Batch
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Elastic:
+    """The choices of the elastic dimensions, smallest first; an empty one stands for the family's own.
+
+    Args:
+        depth: Numbers of layers kept.
+        heads: Numbers of attention heads kept in a layer.
+        ffn: Widths of the feed-forward part of a layer.
+    """
+
+    depth: tuple[int, ...] = ()
+    heads: tuple[int, ...] = ()
+    ffn: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What a subnet keeps of its supernet.
+
+    Args:
+        skipped: Paths of the blocks that pass their input through unchanged.
+        widths: Path of a linear layer to its ``(in_features, out_features)``: the first of each are kept.
+    """
+
+    skipped: tuple[str, ...]
+    widths: Mapping[str, tuple[int, int]]
+
+
+class Supernet(Protocol):
+    """A model with shared weights, the space of its subnets, and the layers that its precision policy is about."""
+
+    @property
+    def model(self) -> torch.nn.Module:
+        """The Hugging Face model; computes what the last ``activate`` asked for."""
+        ...
+
+    @property
+    def space(self) -> SearchSpace:
+        """Architecture variables first, then one precision variable for each group, named ``precision.<group>``."""
+        ...
+
+    @property
+    def groups(self) -> Mapping[str, tuple[str, ...]]:
+        """Precision group to the paths of the modules that it holds."""
+        ...
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """Names in the order of the model's outputs."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Twelve hexadecimal digits of the weights and the space."""
+        ...
+
+    def cut(self, candidate: Candidate) -> Cut:
+        """What the candidate's subnet keeps."""
+        ...
+
+    def activate(self, cut: Cut | None) -> None:
+        """Makes ``model`` compute a subnet; None is the whole supernet."""
+        ...
+
+    def order(self, batches: Iterable[Batch]) -> None:
+        """Sorts heads and feed-forward units by importance on these data, so that the first k are the best k.
+
+        The function that the whole supernet computes stays the same.
+        """
+        ...
+
+    def weight_mb(self, genes: Genes) -> npt.NDArray[np.float64]:
+        """Canonical genotypes ``(m, n)`` to the megabytes ``(m,)`` of their groups' weights; no graph overhead."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Writes a checkpoint that ``load`` and plain Hugging Face ``from_pretrained`` both read."""
+        ...
+
+
+def check_labels(supernet: Supernet, label_names: Sequence[str], source: str) -> None:
+    """Checks that a checkpoint's classes are those of a data set.
+
+    Raises:
+        CheckpointError: Their numbers or names differ.
+    """
+    from qnas_plugin.errors import CheckpointError
+
+    have = supernet.label_names
+    if len(have) != len(label_names):
+        raise CheckpointError(
+            f"the checkpoint has {len(have)} classes ({', '.join(have[:5])}...) and {source} has {len(label_names)} "
+            f"({', '.join(label_names[:5])}...); train on this data first with: qnas train"
+        )
+    generic = all(name == f"LABEL_{i}" for i, name in enumerate(have))
+    if not generic and list(have) != list(label_names):
+        raise CheckpointError(
+            f"the checkpoint's classes are {', '.join(have[:5])}... and those of {source} are "
+            f"{', '.join(label_names[:5])}...; they must be the same in the same order"
+        )

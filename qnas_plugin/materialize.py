@@ -1,0 +1,235 @@
+"""Candidate to FP32 ONNX: the supernet's graph is exported once, a subnet is that graph with sliced initializers.
+
+The exported graph is brought into one form first: each linear layer is a ``MatMul`` and an ``Add`` whose initializers
+are named after the torch parameters, and head counts are left free (``Reshape`` to ``[0, 0, -1, head size]``). Skipped
+blocks are bypassed. Node names are those of the supernet in every subnet.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import torch
+from onnx import helper, numpy_helper
+from torch import nn
+
+from qnas_plugin.errors import MaterializeError
+from qnas_plugin.supernets import Cut, Supernet
+from qnas_plugin.tasks import Inputs
+
+OPSET = 17
+OUTPUT = "logits"
+
+
+@dataclass(frozen=True)
+class Graph:
+    """The exported graph of a whole supernet.
+
+    Args:
+        model: The ONNX model without initializers.
+        weights: Initializers by name.
+        linears: Path of each linear layer, in graph order.
+        groups: Precision group to the names of its nodes.
+    """
+
+    model: onnx.ModelProto
+    weights: Mapping[str, npt.NDArray[Any]]
+    linears: tuple[str, ...]
+    groups: Mapping[str, tuple[str, ...]]
+
+
+def export(supernet: Supernet, inputs: Inputs) -> Graph:
+    """Exports the whole supernet; the inputs only give names, types and ranks.
+
+    Raises:
+        MaterializeError: The graph has another form than expected.
+    """
+    supernet.activate(None)
+    model = export_module(supernet.model, inputs)
+    linears = tuple(name for name, module in supernet.model.named_modules() if isinstance(module, nn.Linear))
+    weights = {init.name: numpy_helper.to_array(init) for init in model.graph.initializer}
+    del model.graph.initializer[:]
+    _restore_shared(model.graph, weights)
+    _name_linears(model.graph, weights, supernet.model, linears)
+    _free_head_counts(model.graph, weights)
+    return Graph(model, weights, linears, _nodes_of_groups(model.graph, weights, supernet.groups))
+
+
+def materialize(graph: Graph, cut: Cut) -> onnx.ModelProto:
+    """The FP32 model of a subnet.
+
+    Raises:
+        MaterializeError: A skipped block has no single input and output.
+    """
+    model = onnx.ModelProto()
+    model.CopyFrom(graph.model)
+    _bypass(model.graph, cut.skipped)
+    weights = dict(graph.weights)
+    for path, (inputs, outputs) in cut.widths.items():
+        weights[f"{path}.weight"] = weights[f"{path}.weight"][:inputs, :outputs]
+        if f"{path}.bias" in weights:
+            weights[f"{path}.bias"] = weights[f"{path}.bias"][:outputs]
+    _prune(model.graph)
+    used = dict.fromkeys(name for node in model.graph.node for name in node.input)
+    model.graph.initializer.extend(
+        numpy_helper.from_array(np.ascontiguousarray(weights[name]), name) for name in used if name in weights
+    )
+    return model
+
+
+def export_module(module: nn.Module, inputs: Inputs) -> onnx.ModelProto:
+    """The plain export of what a torch model computes now, with free batch and sequence axes."""
+    axes = {
+        name: {0: "batch_size", 1: "sequence_length"} if array.ndim == 2 else {0: "batch_size"}
+        for name, array in inputs.items()
+    }
+    file = io.BytesIO()
+    tensors = {name: torch.as_tensor(array) for name, array in inputs.items()}
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # the tracer warns of each Python number that it reads from a shape
+        torch.onnx.export(
+            module.eval(),
+            (),
+            file,  # type: ignore[arg-type]  # torch 2.13 annotates paths only; it takes a file too
+            kwargs=tensors,
+            input_names=list(inputs),
+            output_names=[OUTPUT],
+            dynamic_axes=axes | {OUTPUT: {0: "batch_size"}},
+            opset_version=OPSET,
+            dynamo=False,
+        )
+    return onnx.load_from_string(file.getvalue())
+
+
+def _restore_shared(graph: onnx.GraphProto, weights: dict[str, npt.NDArray[Any]]) -> None:
+    """Gives parameters that the exporter merged, as their values were equal, their own initializers again."""
+    kept = []
+    for node in graph.node:
+        if node.op_type == "Identity" and node.input[0] in weights:
+            weights[node.output[0]] = weights[node.input[0]]
+        else:
+            kept.append(node)
+    _replace_nodes(graph, kept)
+
+
+def _name_linears(
+    graph: onnx.GraphProto, weights: dict[str, npt.NDArray[Any]], module: nn.Module, linears: Iterable[str]
+) -> None:
+    """Makes each linear layer a MatMul and an Add with initializers ``<path>.weight`` (in, out) and ``<path>.bias``."""
+    nodes = []
+    for node in graph.node:
+        path = _path(node)
+        if path not in linears or node.op_type not in ("MatMul", "Gemm", "Add"):
+            nodes.append(node)
+            continue
+        linear: Any = module.get_submodule(path)
+        weight, bias = f"{path}.weight", f"{path}.bias"
+        if node.op_type == "Add":
+            product = next(name for name in node.input if name not in weights)
+            nodes.append(helper.make_node("Add", [product, bias], list(node.output), node.name))
+            continue
+        weights[weight] = linear.weight.detach().numpy().T
+        if linear.bias is not None:
+            weights[bias] = linear.bias.detach().numpy()
+        if node.op_type == "MatMul":
+            nodes.append(helper.make_node("MatMul", [node.input[0], weight], list(node.output), node.name))
+        else:
+            scope = node.name.removesuffix("/Gemm")
+            product = f"{scope}/MatMul_output_0"
+            nodes.append(helper.make_node("MatMul", [node.input[0], weight], [product], f"{scope}/MatMul"))
+            nodes.append(helper.make_node("Add", [product, bias], list(node.output), f"{scope}/Add"))
+    _replace_nodes(graph, nodes)
+    missing = [path for path in linears if f"{path}.weight" not in weights]
+    if missing:
+        raise MaterializeError(f"the exported graph has no linear layer '{missing[0]}'")
+
+
+def _free_head_counts(graph: onnx.GraphProto, weights: dict[str, npt.NDArray[Any]]) -> None:
+    """Makes the reshapes of attention independent of the number of heads, and of shape arithmetic."""
+    producer = {name: node for node in graph.node for name in node.output}
+    for node in graph.node:
+        if node.op_type != "Reshape" or node.input[1] not in producer:
+            continue
+        concat, source = producer[node.input[1]], producer.get(node.input[0])
+        if concat.op_type != "Concat" or source is None:
+            continue
+        if source.op_type == "Add" and len(concat.input) == 4:
+            last = numpy_helper.to_array(producer[concat.input[3]].attribute[0].t).reshape(1)
+            shape = np.array([0, 0, -1, int(last[0])], dtype=np.int64)
+        elif source.op_type == "Transpose" and len(concat.input) == 3:
+            shape = np.array([0, 0, -1], dtype=np.int64)
+        else:
+            continue
+        weights[f"{node.name}.shape"] = shape
+        node.input[1] = f"{node.name}.shape"
+    _prune(graph)
+
+
+def _nodes_of_groups(
+    graph: onnx.GraphProto, weights: Mapping[str, Any], groups: Mapping[str, tuple[str, ...]]
+) -> dict[str, tuple[str, ...]]:
+    nodes: dict[str, list[str]] = {}
+    for node in graph.node:
+        if node.op_type in ("MatMul", "Conv", "Gather") and any(name in weights for name in node.input[:2]):
+            nodes.setdefault(_path(node), []).append(node.name)
+    for group, paths in groups.items():
+        for path in paths:
+            if path not in nodes:
+                raise MaterializeError(f"precision group '{group}': the exported graph has no node of '{path}'")
+    return {group: tuple(name for path in paths for name in nodes[path]) for group, paths in groups.items()}
+
+
+def _bypass(graph: onnx.GraphProto, blocks: Iterable[str]) -> None:
+    """Connects what reads a block's output to the block's input."""
+    for block in blocks:
+        inside = [node for node in graph.node if f"{_path(node)}.".startswith(f"{block}.")]
+        outside = [node for node in graph.node if not f"{_path(node)}.".startswith(f"{block}.")]
+        made = {name for node in inside for name in node.output}
+        results = dict.fromkeys(name for node in outside for name in node.input if name in made)
+        values = {name for node in outside if node.op_type != "Constant" for name in node.output}
+        shared = {name for node in outside for name in node.input}
+        streams = dict.fromkeys(name for node in inside for name in node.input if name in values - shared)
+        if len(results) != 1 or len(streams) != 1:
+            raise MaterializeError(
+                f"block '{block}' cannot be bypassed: it has inputs {list(streams)} and outputs {list(results)}, "
+                "one of each is needed"
+            )
+        (result,), (stream,) = results, streams
+        for node in outside:
+            for i, name in enumerate(node.input):
+                if name == result:
+                    node.input[i] = stream
+        _replace_nodes(graph, outside)
+
+
+def _prune(graph: onnx.GraphProto) -> None:
+    """Drops nodes that no output depends on."""
+    needed = {output.name for output in graph.output}
+    kept = []
+    for node in reversed(graph.node):
+        if needed.intersection(node.output):
+            needed.update(node.input)
+            kept.append(node)
+    _replace_nodes(graph, kept[::-1])
+
+
+def _path(node: onnx.NodeProto) -> str:
+    """The path of the torch module that a node was traced from: ``/bert/pooler/dense/Add`` to ``bert.pooler.dense``."""
+    return str(node.name).rpartition("/")[0].strip("/").replace("/", ".")
+
+
+def _replace_nodes(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> None:
+    copies = []
+    for node in nodes:
+        copy = onnx.NodeProto()
+        copy.CopyFrom(node)
+        copies.append(copy)
+    del graph.node[:]
+    graph.node.extend(copies)

@@ -1,0 +1,54 @@
+"""BERT encoders for sequence classification (BERT, MiniLM): elastic depth, heads and feed-forward widths."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from qnas_plugin.supernets import Elastic
+from qnas_plugin.supernets._encoder import EncoderSupernet, Layout, load_encoder, scaled
+
+LAYOUT = Layout(
+    family="bert",
+    layers="bert.encoder.layer",
+    attention="attention.self",
+    linears={
+        "query": "attention.self.query",
+        "key": "attention.self.key",
+        "value": "attention.self.value",
+        "attention_output": "attention.output.dense",
+        "intermediate": "intermediate.dense",
+        "output": "output.dense",
+    },
+    others={
+        "pooler": ("bert.pooler.dense",),
+        "classifier": ("classifier",),
+        "embeddings": (
+            "bert.embeddings.word_embeddings",
+            "bert.embeddings.position_embeddings",
+            "bert.embeddings.token_type_embeddings",
+        ),
+    },
+)
+
+
+def default_elastic(layers: int, heads: int, ffn: int) -> Elastic:
+    """The space of SimQ-NAS for BERT-base (12, 12, 3072): depth 6 to 12, heads 6, 8, 10, 12, FFN 1024, 2048, 3072.
+
+    Other sizes get the same fractions.
+    """
+    return Elastic(
+        depth=tuple(range(max(min(2, layers), layers // 2), layers + 1)),
+        heads=scaled(heads, (1 / 2, 2 / 3, 5 / 6, 1)),
+        ffn=scaled(ffn, (1 / 3, 2 / 3, 1), multiple=8),
+    )
+
+
+def load(
+    checkpoint: str, *, label_names: Sequence[str] | None = None, elastic: Elastic | None = None
+) -> EncoderSupernet:
+    """See ``qnas_plugin.supernets``."""
+    from transformers import BertForSequenceClassification
+
+    return load_encoder(
+        BertForSequenceClassification, ("bert",), LAYOUT, checkpoint, label_names, default_elastic, elastic
+    )

@@ -1,0 +1,311 @@
+"""Elastic fine-tuning: gives a supernet its weights while a pretrained model is fine-tuned for a task.
+
+InstaTune (Sridhar et al. 2023, eq. 1): each step trains the whole supernet S and a random subnet S_i on one batch, S_i
+learning from S and both, when there is one, from a strong teacher T:
+
+    a (CE(S) + CE(S_i)) + (1 - a) (g KL(S, T) + (1 - g) KL(S_i, S) + g KL(S_i, T)),   g = 1 with a teacher, else 0
+
+Differs: heads and feed-forward units are sorted by importance before the first step, and the smallest subnet can be
+trained in each step too (the sandwich rule of Yu and Huang 2019).
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from qnas_plugin.errors import CheckpointError, OutputError
+from qnas_plugin.space import Precision
+from qnas_plugin.supernets import Cut, Supernet
+from qnas_plugin.tasks import Batch, Dataset, Examples, Processor
+
+RESUME_FILE = "training.pt"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to train.
+
+    Args:
+        epochs: Passes over the training data.
+        batch_size: Examples a step in each process.
+        learning_rate: The highest, reached after ``warmup`` and then falling linearly to zero.
+        weight_decay: Of AdamW.
+        warmup: The share of all steps in which the learning rate rises.
+        subnets: What is trained in each step beside the whole supernet; ``none`` is plain fine-tuning.
+        task_weight: The share a of cross-entropy in the loss; distillation has the rest.
+        bfloat16: Whether matrix products run in bfloat16.
+        seed: Of the data order, the subnets and dropout.
+    """
+
+    epochs: int = 3
+    batch_size: int = 32
+    learning_rate: float = 5e-5
+    weight_decay: float = 0.01
+    warmup: float = 0.06
+    subnets: Literal["none", "random", "sandwich"] = "random"
+    task_weight: float = 0.3
+    bfloat16: bool = False
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Step:
+    """Where training stands: steps done of all, the loss of the whole supernet, seconds since this process began."""
+
+    done: int
+    total: int
+    loss: float
+    seconds: float
+
+
+def train(
+    supernet: Supernet,
+    dataset: Dataset,
+    processor: Processor,
+    settings: Settings,
+    out: Path,
+    *,
+    teacher: nn.Module | None = None,
+    on_step: Callable[[Step], None] = lambda step: None,
+    save_every_s: float = 120.0,
+) -> bool:
+    """Trains the supernet in place on ``dataset.train``; continues what an interrupted call left in ``out``.
+
+    Under ``accelerate launch`` each process takes its share of the batches. The state is kept in ``out/training.pt``
+    every ``save_every_s`` seconds and on Ctrl-C; the caller removes it (``finish``) once the weights are saved.
+
+    Returns:
+        Whether this is the main process, the one that should save and report.
+
+    Raises:
+        CheckpointError: ``out`` holds the state of another training.
+        OutputError: The state cannot be written.
+    """
+    from accelerate import Accelerator, DistributedDataParallelKwargs
+
+    accelerator = Accelerator(
+        mixed_precision="bf16" if settings.bfloat16 else "no",
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+    )
+    steps_an_epoch = -(-len(dataset.train) // (settings.batch_size * accelerator.num_processes))
+    total = steps_an_epoch * settings.epochs
+    identity = asdict(settings) | {
+        "dataset": dataset.fingerprint,
+        "space": supernet.space.fingerprint,
+        "processes": accelerator.num_processes,
+        "teacher": teacher is not None,
+    }
+
+    optimizer = torch.optim.AdamW(_groups(supernet.model, settings.weight_decay), lr=settings.learning_rate)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _linear(total, settings.warmup))
+    done = 0
+    state = _read_state(out / RESUME_FILE, identity)
+    if state is None:
+        if settings.subnets != "none":
+            supernet.order(_shuffled(dataset.train, processor, settings, epoch=-1, limit=16))
+    else:
+        supernet.activate(None)
+        supernet.model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        schedule.load_state_dict(state["schedule"])
+        done = int(state["done"])
+
+    supernet.activate(None)
+    model, optimizer = accelerator.prepare(supernet.model, optimizer)
+    if teacher is not None:
+        teacher = teacher.eval().to(accelerator.device)
+
+    def save() -> None:
+        if accelerator.is_main_process:
+            supernet.activate(None)
+            content = {"identity": identity, "done": done, "model": supernet.model.state_dict()}
+            content |= {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
+            _write_state(out / RESUME_FILE, content)
+
+    rank, size = accelerator.process_index, accelerator.num_processes
+    began = saved = time.monotonic()
+    with _interrupt_later() as interrupted:
+        while done < total:
+            epoch, first = divmod(done, steps_an_epoch)
+            batches = list(_shuffled(dataset.train, processor, settings, epoch))
+            for number in range(first, steps_an_epoch):
+                batch = batches[(number * size + rank) % len(batches)]
+                torch.manual_seed((settings.seed * total + done) * size + rank)
+                loss = _step(supernet, model, teacher, accelerator, batch, dataset.train.labels, settings, done)
+                accelerator.clip_grad_norm_(model.parameters(), 1.0)
+                optimizer.step()
+                schedule.step()
+                optimizer.zero_grad()
+                done += 1
+                on_step(Step(done, total, loss, time.monotonic() - began))
+                if interrupted.is_set() or time.monotonic() - saved > save_every_s:
+                    save()
+                    saved = time.monotonic()
+                if interrupted.is_set():
+                    raise KeyboardInterrupt
+    supernet.activate(None)
+    supernet.model.to("cpu").eval()
+    return bool(accelerator.is_main_process)
+
+
+@contextmanager
+def _interrupt_later() -> Iterator[threading.Event]:
+    """Turns Ctrl-C into an event, so that a step is never left half done; only the main thread can."""
+    interrupted = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupted
+        return
+    before = signal.signal(signal.SIGINT, lambda *_: interrupted.set())
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def finish(out: Path) -> None:
+    """Removes the state of a training whose weights have been saved."""
+    (out / RESUME_FILE).unlink(missing_ok=True)
+
+
+@torch.no_grad()
+def accuracy(supernet: Supernet, cut: Cut | None, examples: Examples, processor: Processor) -> float:
+    """The share of examples that a subnet, in torch and FP32, classifies right; None is the whole supernet."""
+    supernet.activate(cut)
+    supernet.model.eval()
+    right = 0
+    for batch in processor.batches(examples.inputs, 64):
+        logits = supernet.model(**_tensors(batch, torch.device("cpu"))).logits
+        right += int((logits.argmax(-1).numpy() == examples.labels[batch.positions]).sum())
+    supernet.activate(None)
+    return right / len(examples)
+
+
+def _step(
+    supernet: Supernet,
+    model: nn.Module,
+    teacher: nn.Module | None,
+    accelerator: Any,
+    batch: Batch,
+    all_labels: Any,
+    settings: Settings,
+    done: int,
+) -> float:
+    """Adds the gradients of one batch; the loss of the whole supernet."""
+    model.train()
+    inputs = _tensors(batch, accelerator.device)
+    labels = torch.as_tensor(all_labels[batch.positions], device=accelerator.device)
+    a = 1.0 if settings.subnets == "none" and teacher is None else settings.task_weight
+    target = None
+    if teacher is not None:
+        with torch.no_grad(), accelerator.autocast():
+            target = teacher(**inputs).logits.float()
+
+    def learn(logits: torch.Tensor, target: torch.Tensor | None) -> float:
+        loss = a * nn.functional.cross_entropy(logits, labels)
+        if target is not None:
+            loss = loss + (1 - a) * _divergence(logits, target)
+        accelerator.backward(loss)
+        return float(loss.detach())
+
+    supernet.activate(None)
+    whole = model(**inputs).logits.float()
+    loss = learn(whole, target)
+    rng = np.random.default_rng([settings.seed, done])
+    for subnet in _subnets(supernet, settings.subnets, rng):
+        supernet.activate(subnet)
+        learn(model(**inputs).logits.float(), whole.detach() if target is None else target)
+    return loss
+
+
+def _subnets(supernet: Supernet, which: str, rng: np.random.Generator) -> list[Cut]:
+    space = supernet.space
+    cuts = []
+    if which in ("random", "sandwich"):
+        cuts.append(supernet.cut(space.decode(space.sample(1, rng)[0])))
+    if which == "sandwich":
+        cuts.append(supernet.cut(space.corner("smallest", Precision.FP32)))
+    return cuts
+
+
+def _divergence(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """KL(target || logits), mean over the batch."""
+    return nn.functional.kl_div(logits.log_softmax(-1), target.log_softmax(-1), log_target=True, reduction="batchmean")
+
+
+def _shuffled(
+    examples: Examples, processor: Processor, settings: Settings, epoch: int, limit: int | None = None
+) -> Iterator[Batch]:
+    """Batches in a random order that depends on seed and epoch; texts of similar length share a batch.
+
+    Positions are those in ``examples``.
+    """
+    rng = np.random.default_rng([settings.seed, epoch + 1])
+    order = rng.permutation(len(examples))
+    chunk = 64 * settings.batch_size
+    count = 0
+    for start in range(0, len(order), chunk):
+        chosen = order[start : start + chunk]
+        batches = list(processor.batches([examples.inputs[i] for i in chosen], settings.batch_size))
+        for i in rng.permutation(len(batches)):
+            yield Batch(batches[i].inputs, chosen[batches[i].positions])
+            count += 1
+            if count == limit:
+                return
+
+
+def _tensors(batch: Batch, device: torch.device) -> dict[str, torch.Tensor]:
+    return {name: torch.as_tensor(array, device=device) for name, array in batch.inputs.items()}
+
+
+def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Matrices decay; biases and normalisation weights don't."""
+    matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
+    vectors = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
+    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+
+
+def _linear(total: int, warmup: float) -> Callable[[int], float]:
+    rise = max(1, round(total * warmup))
+    return lambda step: min((step + 1) / rise, max(0.0, (total - step) / max(1, total - rise)))
+
+
+def _read_state(path: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
+        stored = state["identity"]
+    except Exception as error:  # torch.load raises many kinds for a damaged file
+        raise CheckpointError(
+            f"{path} is damaged ({type(error).__name__}); delete it to train from the start"
+        ) from None
+    differing = sorted(name for name in identity if stored.get(name) != identity[name])
+    if differing:
+        name = differing[0]
+        raise CheckpointError(
+            f"{path} is of a training with {name} = {stored.get(name)}, now it is {identity[name]}; give the same "
+            "options to continue, or another --out"
+        )
+    return state
+
+
+def _write_state(path: Path, state: dict[str, Any]) -> None:
+    temporary = path.with_suffix(".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(state, temporary)
+        temporary.replace(path)
+    except (OSError, RuntimeError) as error:
+        temporary.unlink(missing_ok=True)
+        raise OutputError(f"cannot keep the training state in {path}: {error}") from error
