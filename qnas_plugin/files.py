@@ -43,6 +43,20 @@ def write_json(path: Path, record: dict[str, Any]) -> None:
     write_bytes(path, (json.dumps(record, indent=2, sort_keys=True, allow_nan=False) + "\n").encode())
 
 
+def make_folder(folder: Path) -> None:
+    """Makes the output folder.
+
+    Raises:
+        OutputError: It cannot be made, or not be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OutputError(f"cannot write to the folder {folder}: {error.strerror}; give another --out") from None
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

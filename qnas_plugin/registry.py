@@ -50,6 +50,16 @@ def load(kind: Kind, name: str) -> ModuleType:
     return module
 
 
+def check(kind: Kind, name: str) -> None:
+    """Checks that a name is registered, without importing anything.
+
+    Raises:
+        UnknownNameError: Nothing is registered under the name.
+    """
+    if name.replace("-", "_") not in names(kind):
+        raise UnknownNameError(_SINGULAR[kind], name, names(kind))
+
+
 def describe(kind: Kind, name: str) -> str:
     """The first line of a module's docstring, read without importing the module."""
     if name in _built_in(kind):

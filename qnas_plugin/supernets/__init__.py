@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -76,6 +76,11 @@ class Supernet(Protocol):
         ...
 
     @property
+    def pretrained(self) -> bool:
+        """Whether the weights came from a checkpoint; they are random where a folder has a configuration only."""
+        ...
+
+    @property
     def fingerprint(self) -> str:
         """Twelve hexadecimal digits of the weights and the space."""
         ...
@@ -97,6 +102,10 @@ class Supernet(Protocol):
 
     def weight_mb(self, genes: Genes) -> npt.NDArray[np.float64]:
         """Canonical genotypes ``(m, n)`` to the megabytes ``(m,)`` of their groups' weights; no graph overhead."""
+        ...
+
+    def config(self, candidate: Candidate) -> dict[str, Any]:
+        """What stands as ``config.json`` beside a candidate's ONNX file, for ``ORTModelFor...`` and pipelines."""
         ...
 
     def save(self, folder: Path) -> None:

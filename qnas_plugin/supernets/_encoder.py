@@ -73,13 +73,21 @@ class EncoderSupernet:
         model: The whole model; its linear layers are replaced by elastic ones that share their weights.
         layout: Where its parts are.
         elastic: The choices; each must end with the size that the model has.
+        pretrained: Whether the weights are more than random numbers.
         training: What ``save`` records about how the weights came about.
     """
 
     def __init__(
-        self, model: nn.Module, layout: Layout, elastic: Elastic, training: Mapping[str, Any] | None = None
+        self,
+        model: nn.Module,
+        layout: Layout,
+        elastic: Elastic,
+        *,
+        pretrained: bool,
+        training: Mapping[str, Any] | None = None,
     ) -> None:
         config: Any = model.config
+        self.pretrained = pretrained
         self.model: Any = model
         self.layout = layout
         self.training = dict(training or {})
@@ -227,6 +235,10 @@ class EncoderSupernet:
             total += size * column(f"precision.{group}")
         return total / 1e6
 
+    def config(self, candidate: Candidate) -> dict[str, Any]:
+        config: dict[str, Any] = json.loads(self.model.config.to_json_string(use_diff=False))
+        return config | {"num_hidden_layers": int(candidate["depth"])}
+
     def save(self, folder: Path) -> None:
         with self._whole():
             self.model.save_pretrained(folder)
@@ -308,7 +320,7 @@ def load_encoder(
         auto_class: The class whose ``from_pretrained`` builds the model with its head.
         model_types: The values of ``model_type`` that the layout fits.
         layout: Where the parts are.
-        checkpoint: A name or a folder.
+        checkpoint: A name or a folder; a folder with a configuration and no weights gives random ones.
         label_names: For a checkpoint without a trained head: the classes that a new one is for.
         default: Number of layers, heads and feed-forward width to the choices of a checkpoint that records none.
         elastic: Choices asked for; they replace the recorded ones.
@@ -335,8 +347,14 @@ def load_encoder(
                 "label2id": {name: i for i, name in enumerate(label_names)},
                 "ignore_mismatched_sizes": True,
             }
+        pretrained = not Path(checkpoint).is_dir() or any(Path(checkpoint).glob("*.safetensors*"))
+        pretrained = pretrained or any(Path(checkpoint).glob("pytorch_model*.bin*"))
         with quiet_transformers(), seeded(0):
-            model = auto_class.from_pretrained(checkpoint, **options)
+            if pretrained:
+                model = auto_class.from_pretrained(checkpoint, **options)
+            else:
+                config = AutoConfig.from_pretrained(checkpoint, **options)
+                model = auto_class._from_config(config, attn_implementation="eager")
     except (OSError, ValueError, RuntimeError) as error:
         if isinstance(error, CheckpointError):
             raise
@@ -346,7 +364,8 @@ def load_encoder(
     chosen = record["elastic"] if record else default(*size)
     if elastic is not None:
         chosen = replace(chosen, **{name: choices for name, choices in asdict(elastic).items() if choices})
-    return EncoderSupernet(model.float().eval(), layout, chosen, record["training"] if record else None)
+    training = record["training"] if record else None
+    return EncoderSupernet(model.float().eval(), layout, chosen, pretrained=pretrained, training=training)
 
 
 @contextmanager

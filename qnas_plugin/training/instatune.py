@@ -94,10 +94,7 @@ def train(
     """
     from accelerate import Accelerator, DistributedDataParallelKwargs
 
-    accelerator = Accelerator(
-        mixed_precision="bf16" if settings.bfloat16 else "no",
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
-    )
+    accelerator = Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
     steps_an_epoch = -(-len(dataset.train) // (settings.batch_size * accelerator.num_processes))
     total = steps_an_epoch * settings.epochs
     identity = asdict(settings) | {
@@ -207,9 +204,15 @@ def _step(
     labels = torch.as_tensor(all_labels[batch.positions], device=accelerator.device)
     a = 1.0 if settings.subnets == "none" and teacher is None else settings.task_weight
     target = None
+
+    def forward(network: nn.Module) -> torch.Tensor:
+        with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=settings.bfloat16):
+            logits: torch.Tensor = network(**inputs).logits
+        return logits.float()
+
     if teacher is not None:
-        with torch.no_grad(), accelerator.autocast():
-            target = teacher(**inputs).logits.float()
+        with torch.no_grad():
+            target = forward(teacher)
 
     def learn(logits: torch.Tensor, target: torch.Tensor | None) -> float:
         loss = a * nn.functional.cross_entropy(logits, labels)
@@ -219,12 +222,12 @@ def _step(
         return float(loss.detach())
 
     supernet.activate(None)
-    whole = model(**inputs).logits.float()
+    whole = forward(model)
     loss = learn(whole, target)
     rng = np.random.default_rng([settings.seed, done])
     for subnet in _subnets(supernet, settings.subnets, rng):
         supernet.activate(subnet)
-        learn(model(**inputs).logits.float(), whole.detach() if target is None else target)
+        learn(forward(model), whole.detach() if target is None else target)
     return loss
 
 

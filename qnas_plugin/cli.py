@@ -1,0 +1,209 @@
+"""The command line: ``qnas train | tune | export | show``. The only module that prints and knows exit codes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from qnas_plugin import __version__
+from qnas_plugin.errors import QnasError, UsageError
+
+EXIT_ERROR, EXIT_USAGE, EXIT_NO_MEMBER, EXIT_INTERRUPTED = 1, 2, 3, 130
+
+app = typer.Typer(
+    name="qnas",
+    help="Searches the sub-network and the INT8/FP32 precision of each layer together, for one CPU, and writes a "
+    "Pareto set of verified ONNX models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Text = str | None
+Count = int | None
+Number = float | None
+
+
+def _option(help: str, default: object = None, *names: str) -> Any:
+    return typer.Option(*names, help=help, show_default=str(default) if default is not None else False)
+
+
+SupernetOption = Annotated[Text, _option("Supernet family; list them with: qnas show supernets.")]
+CheckpointOption = Annotated[Text, _option("Hugging Face name or folder, or a folder that qnas train wrote.")]
+TaskOption = Annotated[Text, _option("Task; list them with: qnas show tasks.")]
+DataOption = Annotated[Text, _option("The task's data: a file, a folder, or a name that the task knows.")]
+OutOption = Annotated[Path | None, _option("Folder for the results.")]
+ConfigOption = Annotated[Path | None, _option("TOML file with any of these options; options given here win.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
+SeedOption = Annotated[Count, _option("Of every random choice.", 0)]
+LengthOption = Annotated[Count, _option("Cut texts after this many tokens.", "the tokenizer's own")]
+CalibrationOption = Annotated[Count, _option("Training examples for the quantization ranges.", 128)]
+SearchOption = Annotated[Count, _option("Held-out training examples for the accuracy that steers the search.", 2000)]
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        print(f"qnas {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def train(
+    supernet: SupernetOption = None,
+    checkpoint: CheckpointOption = None,
+    task: TaskOption = None,
+    data: DataOption = None,
+    out: OutOption = None,
+    epochs: Annotated[Count, _option("Passes over the training data.", 3)] = None,
+    batch_size: Annotated[Count, _option("Examples a step in each process.", 32)] = None,
+    learning_rate: Annotated[Number, _option("Highest learning rate.", 5e-5)] = None,
+    weight_decay: Annotated[Number, _option("Weight decay of AdamW.", 0.01)] = None,
+    warmup: Annotated[Number, _option("Share of the steps in which the learning rate rises.", 0.06)] = None,
+    subnets: Annotated[
+        Text,
+        _option(
+            "Trained in each step beside the whole supernet: random, sandwich (random and smallest), none.", "random"
+        ),
+    ] = None,
+    task_weight: Annotated[
+        Number, _option("Share of cross-entropy in the loss; distillation has the rest.", 0.3)
+    ] = None,
+    teacher: Annotated[Text, _option("Fine-tuned checkpoint of the same family to distil from.")] = None,
+    arithmetic: Annotated[Text, _option("auto, bf16 or fp32; auto is bf16 where the CPU has it.", "auto")] = None,
+    depth: Annotated[Text, _option("Choices for the number of layers, like 3,4,5,6.", "the family's own")] = None,
+    heads: Annotated[Text, _option("Choices for the heads of a layer.", "the family's own")] = None,
+    ffn: Annotated[Text, _option("Choices for the feed-forward width of a layer.", "the family's own")] = None,
+    max_length: LengthOption = None,
+    calibration_samples: CalibrationOption = None,
+    search_samples: SearchOption = None,
+    seed: SeedOption = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Give a supernet its weights: elastic fine-tuning from a pretrained model (InstaTune).
+
+    Stop it with Ctrl-C at any time; the same command continues. For several processes or machines put
+    "accelerate launch -m qnas_plugin" in place of "qnas".
+    """
+    options = {name: value for name, value in locals().items() if name not in ("config", "as_json")}
+    for name in ("depth", "heads", "ffn"):
+        options[name] = _numbers(name, options[name])
+    from qnas_plugin.console import training
+    from qnas_plugin.request import TrainRequest
+
+    record = training(TrainRequest.build(options, config))
+    if as_json:
+        print(json.dumps(record, indent=2, sort_keys=True))
+
+
+@app.command()
+def tune(
+    supernet: SupernetOption = None,
+    checkpoint: CheckpointOption = None,
+    task: TaskOption = None,
+    data: DataOption = None,
+    out: OutOption = None,
+    hardware: Annotated[Text, _option("Hardware profile, or auto for this machine's.", "auto")] = None,
+    threads: Annotated[Count, _option("Threads that latencies are measured with.", "the profile's")] = None,
+    batch: Annotated[Count, _option("Batch size that latencies are measured at.", "the profile's")] = None,
+    seq_len: Annotated[Count, _option("Tokens that latencies are measured at.", "the profile's")] = None,
+    objective: Annotated[
+        list[str] | None,
+        _option("accuracy, latency_ms or size_mb; give it two or three times.", "accuracy, latency_ms"),
+    ] = None,
+    limit: Annotated[
+        list[str] | None, _option("Bound for the recommended member, like 'latency_ms<=5'; may be repeated.")
+    ] = None,
+    max_accuracy_drop: Annotated[
+        Number, _option("Accuracy that the recommended member may lose against all-INT8 of the full network.", 0.01)
+    ] = None,
+    algorithm: Annotated[Text, _option("Search algorithm; list them with: qnas show algorithms.", "linas")] = None,
+    trials: Annotated[Count, _option("Candidates to evaluate, those of a stopped run included.", 250)] = None,
+    population: Annotated[Count, _option("Candidates between two trainings of the predictors.", 50)] = None,
+    storage: Annotated[Text, _option("Optuna storage URL.", "OUT/study.journal")] = None,
+    max_length: LengthOption = None,
+    calibration_samples: CalibrationOption = None,
+    search_samples: SearchOption = None,
+    seed: SeedOption = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Search sub-network and precision together; write a Pareto set of ONNX models, each built, run and measured.
+
+    Stop it with Ctrl-C at any time; the same command continues where it was.
+    """
+    options = {name: value for name, value in locals().items() if name not in ("config", "as_json")}
+    options["objectives"] = options.pop("objective") or None
+    options["limits"] = options.pop("limit") or None
+    from qnas_plugin.console import tuning
+    from qnas_plugin.request import TuneRequest
+
+    result = tuning(TuneRequest.build(options, config))
+    if as_json:
+        print(json.dumps(result.record, indent=2, sort_keys=True))
+    if result.recommended is None:
+        raise typer.Exit(EXIT_NO_MEMBER)
+
+
+@app.command()
+def export(
+    study: Annotated[Path, typer.Option(help="Folder that qnas tune wrote.")],
+    out: Annotated[Path, typer.Option(help="Folder for the model.")],
+    key: Annotated[
+        Text, _option("Key, or beginning of it, of a candidate of the study.", "the recommended member's")
+    ] = None,
+    candidate: Annotated[Path | None, _option("JSON file with a candidate, like pareto/*/candidate.json.")] = None,
+    precision: Annotated[
+        Text, _option("searched, int8 or fp32; the last two set all groups alike.", "searched")
+    ] = None,
+) -> None:
+    """Write one candidate of a study's supernet as ONNX; the same bytes each time."""
+    from qnas_plugin.console import exporting
+
+    exporting(study, out, key, candidate, precision or "searched")
+
+
+@app.command()
+def show(
+    what: Annotated[str, typer.Argument(help="supernets, tasks, algorithms, predictors or hardware.")],
+) -> None:
+    """List what is registered."""
+    from qnas_plugin.console import showing
+
+    showing(what)
+
+
+def _numbers(name: str, text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"--{name} takes numbers with commas between them, like 3,4,6; got '{text}'") from None
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command line; each expected error is one line on standard error and a non-zero exit code."""
+    try:
+        app(arguments)
+    except UsageError as error:
+        _fail(str(error), EXIT_USAGE)
+    except QnasError as error:
+        _fail(str(error), EXIT_ERROR)
+    except KeyboardInterrupt:
+        _fail("stopped; what was finished is kept, the same command continues", EXIT_INTERRUPTED)
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"qnas: {' '.join(message.split())}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""What the terminal shows: progress while work goes on, at its end a table and a sentence, all on standard error."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from qnas_plugin import registry
+from qnas_plugin.errors import UnknownNameError
+from qnas_plugin.request import TrainRequest, TuneRequest
+
+if TYPE_CHECKING:
+    from qnas_plugin.artifacts import Member, Result
+    from qnas_plugin.training.instatune import Step
+    from qnas_plugin.tune import Progress as Searched
+
+console = Console(stderr=True, highlight=False)
+
+
+def training(request: TrainRequest) -> dict[str, Any] | None:
+    """Trains, with a bar, an early estimate and a summary."""
+    from qnas_plugin.train import train
+
+    first: Step | None = None
+    with _bar("{task.fields[loss]}") as bar:
+        task = bar.add_task("Training", total=None, loss="", visible=False)
+
+        def on_step(step: Step) -> None:
+            nonlocal first
+            bar.update(task, total=step.total, completed=step.done, loss=f"loss {step.loss:.3f}", visible=True)
+            first = step if first is None else first
+            if step.done - first.done == 20:
+                left = (step.seconds - first.seconds) / 20 * (step.total - step.done)
+                bar.console.print(
+                    f"{step.total} steps, about {left / 60:.0f} minutes to go; Ctrl-C stops, the same command continues"
+                )
+
+        first: Step | None = None
+        record = train(request, on_stage=lambda text: bar.console.print(f"[dim]{text}[/dim]"), on_step=on_step)
+    if record is not None:
+        accuracy = record["accuracy"]
+        console.print(
+            f"Accuracy on held-out training data: largest {accuracy['largest_search']:.4f}, "
+            f"smallest {accuracy['smallest_search']:.4f}; largest on the report split {accuracy['largest_report']:.4f}"
+        )
+        console.print(f"Supernet written to {request.out}; search it with: qnas tune --checkpoint {request.out} ...")
+    return record
+
+
+def tuning(request: TuneRequest) -> Result:
+    """Searches, with a bar of trials, and ends with one table and one sentence."""
+    from qnas_plugin.tune import tune
+
+    with _bar("{task.fields[best]}") as bar:
+        task = bar.add_task("Searching", total=request.trials, best="", visible=False)
+
+        def on_progress(searched: Searched) -> None:
+            best = "  ".join(f"{name} {value:.4g}" for name, value in searched.best.items())
+            volume = f"  hypervolume {searched.hypervolume:.4f}" if searched.hypervolume is not None else ""
+            bar.update(task, completed=searched.done, best=f"best: {best}{volume}", visible=True)
+            if searched.trial is not None and searched.trial.error:
+                bar.console.print(f"[yellow]trial {searched.trial.number} failed: {searched.trial.error}[/yellow]")
+
+        result = tune(request, on_stage=lambda text: bar.console.print(f"[dim]{text}[/dim]"), on_progress=on_progress)
+    console.print(_table(result))
+    console.print(f"Written to {request.out}: pareto.json and {len(result.members)} models under pareto/")
+    console.print(result.reason[0].upper() + result.reason[1:] + ".")
+    return result
+
+
+def exporting(study: Path, out: Path, key: str | None, candidate: Path | None, precision: str) -> None:
+    """Writes one candidate and says where it is."""
+    from qnas_plugin.export import export
+
+    written = export(study, out, key=key, candidate=candidate, precision=precision)
+    console.print(f"Wrote {written.key} to {out / 'model.onnx'}")
+
+
+def showing(what: str) -> None:
+    """Lists what is registered, on standard output."""
+    kinds: Mapping[str, registry.Kind] = {
+        "supernets": "supernets",
+        "tasks": "tasks",
+        "algorithms": "search",
+        "predictors": "predictors",
+    }
+    if what not in kinds and what != "hardware":
+        raise UnknownNameError("list", what, [*kinds, "hardware"])
+    if what == "hardware":
+        from qnas_plugin.hardware import profiles
+
+        rows = [(name, f"{profile.vendor} {profile.model}") for name, profile in sorted(profiles().items())]
+    else:
+        rows = [(name, registry.describe(kinds[what], name)) for name in registry.names(kinds[what])]
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for row in rows:
+        table.add_row(*row)
+    Console(highlight=False).print(table)
+
+
+@contextmanager
+def _bar(last: str) -> Iterator[Progress]:
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn(last),
+        console=console,
+    ) as bar:
+        yield bar
+
+
+def _table(result: Result) -> Table:
+    table = Table(title="Pareto set, measured on the report split", title_justify="left")
+    table.add_column("")
+    for name in ("accuracy", "latency ms", "size MB", "vs INT8: faster", "smaller", "points"):
+        table.add_column(name, justify="right")
+
+    def row(member: Member) -> None:
+        metrics, against = member.report, member.against.get("largest-int8")
+        ratios = (
+            [
+                f"{against['latency_ratio']:.2f}x",
+                f"{against['size_ratio']:.2f}x",
+                f"{100 * against['accuracy_difference']:+.2f}",
+            ]
+            if against
+            else ["", "", ""]
+        )
+        chosen = member.name == result.recommended
+        table.add_row(
+            ("> " if chosen else "  ") + member.name,
+            f"{metrics['accuracy']:.4f}",
+            f"{metrics['latency_ms']:.3f}",
+            f"{metrics['size_mb']:.2f}",
+            *ratios,
+            style="bold" if chosen else None,
+        )
+
+    for member in result.members:
+        row(member)
+    table.add_section()
+    for member in result.baselines:
+        row(member)
+    return table

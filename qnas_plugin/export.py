@@ -1,0 +1,78 @@
+"""One candidate as ONNX, from a finished or running study: the same bytes each time."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from qnas_plugin.artifacts import write_candidate
+from qnas_plugin.errors import QnasError, UsageError
+from qnas_plugin.evaluate import Evaluator
+from qnas_plugin.request import TuneRequest
+from qnas_plugin.space import Candidate, Precision, SearchSpace
+from qnas_plugin.tune import load
+
+
+def export(
+    study: Path, out: Path, *, key: str | None = None, candidate: Path | None = None, precision: str = "searched"
+) -> Candidate:
+    """Builds one candidate of a study's supernet and writes it with its files.
+
+    Args:
+        study: The folder that ``tune`` wrote.
+        out: The folder for the model.
+        key: The key of a trial's candidate, or a beginning that only one has; None is the recommended member's.
+        candidate: A JSON file with a candidate, instead of a key.
+        precision: ``searched``, or ``int8`` or ``fp32`` for all groups.
+
+    Raises:
+        UsageError: The study, key, file or precision is wrong.
+        CandidateError: The candidate cannot be built.
+    """
+    if not (study / "request.toml").is_file():
+        raise UsageError(f"{study} is no folder that qnas tune wrote: it has no request.toml")
+    if key is not None and candidate is not None:
+        raise UsageError("give --key or --candidate, not both")
+    loaded = load(TuneRequest.build({}, study / "request.toml"))
+    space = loaded.supernet.space
+    values = _read(candidate, space) if candidate else _stored(study, key, space)
+    if precision != "searched":
+        if precision not in list(Precision):
+            raise UsageError(f"--precision is searched, int8 or fp32; got '{precision}'")
+        values = space.candidate(
+            {name: precision if name.startswith("precision.") else value for name, value in values.items()}
+        )
+    evaluator = Evaluator(loaded.supernet, loaded.dataset, loaded.processor, loaded.setting)
+    write_candidate(evaluator, values, out)
+    return values
+
+
+def _read(path: Path, space: SearchSpace) -> Candidate:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return space.candidate(record.get("candidate", record))
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from None
+    except QnasError:
+        raise
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UsageError(f"{path} holds no candidate: {error}; take one from pareto/*/candidate.json") from None
+
+
+def _stored(study: Path, key: str | None, space: SearchSpace) -> Candidate:
+    path = study / "pareto.json"
+    if not path.is_file():
+        raise UsageError(f"{path} does not exist yet; finish the study with qnas tune, or give --candidate")
+    record = json.loads(path.read_text(encoding="utf-8"))
+    members = [*record["members"], *record["baselines"]]
+    if key is None:
+        if record["recommended"] is None:
+            raise UsageError(f"the study recommends no member ({record['reason']}); give --key")
+        found = [member for member in members if member["name"] == record["recommended"]]
+    else:
+        found = [member for member in members if member["key"].startswith(key) or member["name"] == key]
+    keys = {member["key"]: member for member in found}
+    if len(keys) != 1:
+        have = ", ".join(member["name"] for member in members)
+        raise UsageError(f"{len(keys)} members have a key or name like '{key}'; have: {have}")
+    return space.candidate(next(iter(keys.values()))["candidate"])

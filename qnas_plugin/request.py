@@ -1,0 +1,176 @@
+"""What a user asks for, checked: one model a command, whether it came from options, a TOML file, Python or a host."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from qnas_plugin import registry
+from qnas_plugin.errors import UnknownNameError, UsageError
+from qnas_plugin.files import write_bytes
+from qnas_plugin.objectives import Limit, check_objectives, parse_limit
+
+
+class Request(BaseModel):
+    """What all commands that need a supernet and data share.
+
+    Args:
+        supernet: The registered family.
+        checkpoint: A Hugging Face name or folder, or a folder that ``qnas train`` wrote.
+        task: The registered task.
+        data: The task's data: files, a folder, or a name that the task knows.
+        out: The folder for the results.
+        max_length: Texts are cut after this many tokens; None leaves it to the tokenizer.
+        calibration_samples: Training examples for the ranges of static quantization.
+        search_samples: Training examples held out for the accuracy that steers the search.
+        seed: Of every random choice.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    supernet: str
+    checkpoint: str
+    task: str
+    data: str
+    out: Path
+    max_length: int | None = Field(None, ge=2)
+    calibration_samples: int = Field(128, ge=1)
+    search_samples: int = Field(2000, ge=1)
+    seed: int = Field(0, ge=0)
+
+    @field_validator("supernet", "task", mode="after")
+    @classmethod
+    def _known(cls, name: str, info: Any) -> str:
+        registry.check("supernets" if info.field_name == "supernet" else "tasks", name)
+        return name.replace("-", "_")
+
+    @classmethod
+    def build(cls, options: Mapping[str, Any], config: Path | None = None) -> Self:
+        """Merges a TOML file with options, which win, and checks the result.
+
+        Raises:
+            UsageError: The file cannot be read, or a name or value in either is wrong.
+        """
+        values = read_config(config) if config else {}
+        unknown = [name for name in values if name not in cls.model_fields]
+        if unknown:
+            where = UnknownNameError("option", unknown[0], cls.model_fields)
+            raise UsageError(f"{config}: {where}")
+        values |= {name: value for name, value in options.items() if value is not None}
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            raise UsageError(_one_line(error)) from None
+
+    def write(self, path: Path) -> None:
+        """Writes the request as TOML that ``--config`` takes."""
+        write_bytes(path, tomli_w.dumps(self.model_dump(mode="json", exclude_none=True)).encode())
+
+
+class TrainRequest(Request):
+    """A training; see ``qnas_plugin.training.instatune.Settings`` for what each number does.
+
+    Args:
+        depth, heads, ffn: Choices of the elastic dimensions; empty ones are the family's own.
+        teacher: A checkpoint of the same architecture, fine-tuned on the same classes.
+        arithmetic: ``auto`` is bfloat16 where the CPU multiplies it in hardware, else float32.
+    """
+
+    depth: tuple[int, ...] = ()
+    heads: tuple[int, ...] = ()
+    ffn: tuple[int, ...] = ()
+    epochs: int = Field(3, ge=1)
+    batch_size: int = Field(32, ge=1)
+    learning_rate: float = Field(5e-5, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+    warmup: float = Field(0.06, ge=0, lt=1)
+    subnets: Literal["none", "random", "sandwich"] = "random"
+    task_weight: float = Field(0.3, ge=0, le=1)
+    teacher: str | None = None
+    arithmetic: Literal["auto", "bf16", "fp32"] = "auto"
+
+
+class TuneRequest(Request):
+    """A search.
+
+    Args:
+        hardware: A hardware profile, or ``auto`` for the one that fits this machine.
+        threads, batch, seq_len: Replace the profile's runtime setting; None keeps it.
+        objectives: Two or three metrics.
+        limits: Bounds that the recommended member must keep, like ``latency_ms<=5``.
+        max_accuracy_drop: How much accuracy the recommended member may lose against all-INT8 of the full network.
+        algorithm: The registered search algorithm.
+        trials: Candidates to evaluate in all, those of an earlier, stopped run included.
+        population: Candidates between two trainings of the predictors, or a generation.
+        storage: An Optuna storage URL; None is the journal file in ``out``.
+    """
+
+    hardware: str = "auto"
+    threads: int | None = Field(None, ge=1)
+    batch: int | None = Field(None, ge=1)
+    seq_len: int | None = Field(None, ge=2)
+    objectives: tuple[str, ...] = ("accuracy", "latency_ms")
+    limits: tuple[str, ...] = ()
+    max_accuracy_drop: float = Field(0.01, ge=0, le=1)
+    algorithm: str = "linas"
+    trials: int = Field(250, ge=1)
+    population: int = Field(50, ge=4)
+    storage: str | None = None
+
+    @field_validator("objectives")
+    @classmethod
+    def _objectives(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return check_objectives(names)
+
+    @field_validator("limits")
+    @classmethod
+    def _limits(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(str(parse_limit(text)) for text in texts)
+
+    @field_validator("algorithm")
+    @classmethod
+    def _algorithm(cls, name: str) -> str:
+        registry.check("search", name)
+        return name.replace("-", "_")
+
+    @model_validator(mode="after")
+    def _measured(self) -> Self:
+        for limit in self.parsed_limits:
+            if limit.metric not in self.objectives and limit.metric != "size_mb":
+                raise ValueError(f"the limit '{limit}' needs '{limit.metric}' among the objectives")
+        return self
+
+    @property
+    def parsed_limits(self) -> tuple[Limit, ...]:
+        """The limits as values."""
+        return tuple(parse_limit(text) for text in self.limits)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The table of a TOML file.
+
+    Raises:
+        UsageError: It cannot be read or is no TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot read --config {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"--config {path} is no TOML: {error}") from None
+
+
+def _one_line(error: ValidationError) -> str:
+    first = error.errors()[0]
+    name = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "missing":
+        return f"--{name.replace('_', '-')} is missing; see: qnas --help"
+    message = str(first["msg"]).removeprefix("Value error, ")
+    if isinstance(first.get("ctx", {}).get("error"), UsageError) or not name:
+        return message
+    return f"--{name.replace('_', '-')} {first['input']!r}: {message}"

@@ -1,0 +1,198 @@
+"""The main job: a request in, a verified Pareto set of ONNX models out."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qnas_plugin import hardware, registry, tasks
+from qnas_plugin.artifacts import Result, verify, write_result
+from qnas_plugin.errors import CheckpointError, StudyError
+from qnas_plugin.evaluate import Evaluator
+from qnas_plugin.files import make_folder
+from qnas_plugin.objectives import hypervolume, losses, signs
+from qnas_plugin.request import TuneRequest
+from qnas_plugin.search import Algorithm, Problem
+from qnas_plugin.space import Candidate, Precision
+from qnas_plugin.study import Study, Trial, drive
+from qnas_plugin.supernets import Supernet, check_labels
+
+BASELINES: Mapping[str, tuple[Any, Precision]] = {
+    "largest-fp32": ("largest", Precision.FP32),
+    "largest-int8": ("largest", Precision.INT8),
+    "smallest-fp32": ("smallest", Precision.FP32),
+    "smallest-int8": ("smallest", Precision.INT8),
+}
+"""The corners of the space: what every result is compared with."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a search stands.
+
+    Args:
+        trial: The one that just finished, or the last stored one when a run resumes.
+        done: Trials stored.
+        total: Trials asked for.
+        resumed: Trials that an earlier run had stored.
+        hypervolume: Share of the box between the ideal and the worst of the first population; None before a trial.
+        best: For each objective, the best value so far.
+        seconds: Since this run began searching.
+    """
+
+    trial: Trial | None
+    done: int
+    total: int
+    resumed: int
+    hypervolume: float | None
+    best: Mapping[str, float]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a request names, loaded and checked against each other."""
+
+    request: TuneRequest
+    profile: hardware.HardwareProfile
+    setting: hardware.RuntimeSetting
+    dataset: tasks.Dataset
+    processor: tasks.Processor
+    supernet: Supernet
+
+
+def load(request: TuneRequest) -> Loaded:
+    """Loads what a request names.
+
+    Raises:
+        QnasError: Something is missing, malformed, or doesn't fit the rest.
+    """
+    machine_profile = hardware.match(hardware.detect()) if request.hardware == "auto" else None
+    profile = machine_profile or hardware.load_profile(request.hardware)
+    setting = profile.runtime.replace(
+        threads=request.threads, batch_size=request.batch, sequence_length=request.seq_len
+    )
+    sizes = tasks.SplitSizes(calibration=request.calibration_samples, search=request.search_samples)
+    dataset = registry.load("tasks", request.task).load(request.data, sizes=sizes)
+    supernet = registry.load("supernets", request.supernet).load(request.checkpoint)
+    if not supernet.pretrained:
+        raise CheckpointError(
+            f"{request.checkpoint} has a configuration but no weights; train it first with: qnas train"
+        )
+    check_labels(supernet, dataset.label_names, request.data)
+    processor = registry.load("tasks", request.task).processor(request.checkpoint, max_length=request.max_length)
+    return Loaded(request, profile, setting, dataset, processor, supernet)
+
+
+def tune(
+    request: TuneRequest,
+    *,
+    on_stage: Callable[[str], None] = lambda text: None,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+) -> Result:
+    """Searches, verifies and writes a Pareto set; continues what a stopped run stored.
+
+    Args:
+        request: What is asked.
+        on_stage: Is told what begins.
+        on_progress: Is told of each finished trial.
+
+    Raises:
+        QnasError: The request cannot be met; what was stored stays.
+    """
+    make_folder(request.out)
+    on_stage("Loading the data, the supernet and the hardware profile")
+    loaded = load(request)
+    space = loaded.supernet.space
+    identity = {
+        "supernet": request.supernet,
+        "checkpoint": loaded.supernet.fingerprint,
+        "data": loaded.dataset.fingerprint,
+        "hardware": loaded.profile.name,
+        "setting": str(loaded.setting),
+        "space": space.fingerprint,
+    }
+    storage = request.storage or str(request.out / "study.journal")
+    with Study.open(storage, space, request.objectives, identity=identity, name=request.out.name) as study:
+        request.write(request.out / "request.toml")
+        on_stage("Exporting the supernet and checking it against torch")
+        evaluator = Evaluator(loaded.supernet, loaded.dataset, loaded.processor, loaded.setting)
+        for size, precision in (BASELINES["largest-fp32"], BASELINES["smallest-fp32"]):
+            evaluator.check(space.corner(size, precision))
+        _search(request, study, evaluator, on_stage, on_progress)
+        on_stage("Verifying the Pareto set on the report split")
+        result = verify(
+            loaded.request,
+            study,
+            evaluator,
+            {name: space.corner(*corner) for name, corner in BASELINES.items()},
+            loaded.profile,
+            on_stage=on_stage,
+        )
+    write_result(result, request.out)
+    return result
+
+
+def _search(
+    request: TuneRequest,
+    study: Study,
+    evaluator: Evaluator,
+    on_stage: Callable[[str], None],
+    on_progress: Callable[[Progress], None],
+) -> None:
+    supernet = evaluator.supernet
+    problem = Problem(supernet.space, request.objectives, request.parsed_limits, exact={"size_mb": supernet.weight_mb})
+    algorithm: Algorithm = registry.load("search", request.algorithm).create(
+        problem, seed=request.seed, population=min(request.population, request.trials)
+    )
+    resumed = len(study.trials())
+    began = time.monotonic()
+
+    def report(trial: Trial | None) -> None:
+        trials = study.trials()
+        metrics = [t.metrics for t in trials if t.state == "complete"]
+        on_progress(
+            Progress(
+                trial,
+                len(trials),
+                request.trials,
+                resumed,
+                _covered(metrics, request.objectives, request.population),
+                _best(metrics, request.objectives),
+                time.monotonic() - began,
+            )
+        )
+
+    on_stage(f"Searching with {request.algorithm}" + (f", {resumed} trials are stored already" if resumed else ""))
+    with tempfile.TemporaryDirectory(prefix="qnas-") as folder:
+
+        def evaluate(candidate: Candidate) -> Any:
+            return evaluator.evaluate(candidate, Path(folder))
+
+        report(None)
+        drive(study, algorithm, evaluate, trials=request.trials, on_trial=report)
+    if not any(trial.state == "complete" for trial in study.trials()):
+        failed = study.trials()[0]
+        raise StudyError(f"all {len(study.trials())} trials failed; the first with: {failed.error}")
+
+
+def _covered(metrics: Sequence[Mapping[str, float]], objectives: Sequence[str], first: int) -> float | None:
+    """The hypervolume as a share of the box from the ideal (accuracy 1, others 0) to the worst of the first trials."""
+    points = losses(metrics, objectives)
+    if not len(points):
+        return None
+    worst, ideal = points[:first].max(axis=0), np.minimum(signs(objectives), 0.0)
+    return hypervolume(points, worst) / float((worst - ideal).prod())
+
+
+def _best(metrics: Sequence[Mapping[str, float]], objectives: Sequence[str]) -> dict[str, float]:
+    if not metrics:
+        return {}
+    points = losses(metrics, objectives)
+    return {name: metrics[int(points[:, i].argmin())][name] for i, name in enumerate(objectives)}
