@@ -41,7 +41,6 @@ def training(request: TrainRequest) -> dict[str, Any] | None:
                     f"{step.total} steps, about {left / 60:.0f} minutes to go; Ctrl-C stops, the same command continues"
                 )
 
-        first: Step | None = None
         record = train(request, on_stage=lambda text: bar.console.print(f"[dim]{text}[/dim]"), on_step=on_step)
     if record is not None:
         accuracy = record["accuracy"]

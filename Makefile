@@ -1,0 +1,27 @@
+PYTHON ?= python3.11
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.PHONY: demo test lint clean
+
+demo: $(READY)  ## train a small ViT supernet on scikit-learn's digits, search it, write the Pareto set
+	$(BIN)/qnas train --config examples/digits-vit/train.toml
+	$(BIN)/qnas tune --config examples/digits-vit/tune.toml
+	@echo "The result is in demo/digits: report.html, pareto.json and pareto/*/model.onnx"
+
+test: $(READY)  ## run the suite
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(READY): pyproject.toml constraints.txt
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,demo]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) demo build dist

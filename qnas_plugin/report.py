@@ -1,0 +1,139 @@
+"""A study as one HTML file that needs nothing else: fronts, progress, what each member is made of, all numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from typing import Any
+
+import jinja2
+import plotly.graph_objects as go
+import plotly.io
+
+from qnas_plugin.objectives import hypervolume, losses
+from qnas_plugin.study import Trial
+
+AXES = {"accuracy": "accuracy", "latency_ms": "latency (ms)", "size_mb": "size (MB)"}
+INT8, FP32, ABSENT = "#1f6feb", "#f0883e", "#eaeef2"
+
+
+def render(record: Mapping[str, Any], trials: Sequence[Trial]) -> str:
+    """The report's HTML.
+
+    Args:
+        record: What stands in ``pareto.json``.
+        trials: All trials of the study, in order.
+    """
+    complete = [trial for trial in trials if trial.state == "complete"]
+    figures = [
+        (f"Accuracy and {AXES[metric]}", _front(record, complete, metric))
+        for metric in record["objectives"]
+        if metric != "accuracy"
+    ]
+    figures.append(("Progress of the search", _progress(record, complete)))
+    figures.append(("What the members are made of", _makeup(record)))
+    shared = {"full_html": False, "config": {"displaylogo": False, "responsive": True}}
+    plots = [
+        (title, plotly.io.to_html(figure, include_plotlyjs=i == 0, **shared))
+        for i, (title, figure) in enumerate(figures)
+    ]
+    source = files("qnas_plugin").joinpath("report.html.j2").read_text(encoding="utf-8")
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(source).render(record=record, plots=plots, axes=AXES)
+
+
+def _front(record: Mapping[str, Any], trials: Sequence[Trial], metric: str) -> go.Figure:
+    figure = go.Figure()
+    shares = [_int8_share(trial.candidate) for trial in trials]
+    figure.add_scatter(
+        x=[trial.metrics[metric] for trial in trials],
+        y=[trial.metrics["accuracy"] for trial in trials],
+        mode="markers",
+        name="trials (search split)",
+        marker={
+            "size": 6,
+            "color": shares,
+            "colorscale": [[0, FP32], [1, INT8]],
+            "cmin": 0,
+            "cmax": 1,
+            "opacity": 0.45,
+            "colorbar": {"title": "share of INT8", "thickness": 10},
+        },
+        text=[f"trial {trial.number}<br>{trial.candidate.key}" for trial in trials],
+    )
+    for name, rows, symbol, size in (
+        ("Pareto set (report split)", record["members"], "circle", 11),
+        ("baselines (report split)", record["baselines"], "diamond-open", 12),
+    ):
+        ordered = sorted(rows, key=lambda row: row["report"][metric])
+        figure.add_scatter(
+            x=[row["report"][metric] for row in ordered],
+            y=[row["report"]["accuracy"] for row in ordered],
+            mode="markers",
+            name=name,
+            marker={
+                "size": size,
+                "symbol": symbol,
+                "color": ["#d1242f" if row["name"] == record["recommended"] else "#24292f" for row in ordered],
+            },
+            text=[row["name"] for row in ordered],
+        )
+    return _styled(figure, AXES[metric], "accuracy")
+
+
+def _progress(record: Mapping[str, Any], trials: Sequence[Trial]) -> go.Figure:
+    points = losses([trial.metrics for trial in trials], record["objectives"])
+    population = int(record["request"]["population"])
+    reference = points[:population].max(axis=0)
+    volumes = [hypervolume(points[: i + 1], reference) for i in range(len(points))]
+    figure = go.Figure()
+    figure.add_scatter(
+        x=[trial.number + 1 for trial in trials], y=volumes, mode="lines", line={"color": INT8, "shape": "hv"}
+    )
+    return _styled(figure, "trials", "hypervolume (from the worst of the first population)")
+
+
+def _makeup(record: Mapping[str, Any]) -> go.Figure:
+    rows = [*record["members"], *record["baselines"]]
+    groups = list(dict.fromkeys(name for row in rows for name in row["candidate"] if name.startswith("precision.")))
+    groups = sorted(groups, key=_natural)
+    codes = {"int8": 1, "fp32": 2}
+    figure = go.Figure()
+    figure.add_heatmap(
+        z=[[codes.get(row["candidate"].get(group), 0) for group in groups] for row in rows],
+        x=[group.removeprefix("precision.") for group in groups],
+        y=[row["name"] for row in rows],
+        text=[[row["candidate"].get(group, "layer skipped") for group in groups] for row in rows],
+        hovertemplate="%{y}<br>%{x}: %{text}<extra></extra>",
+        colorscale=[[0, ABSENT], [0.33, ABSENT], [0.34, INT8], [0.66, INT8], [0.67, FP32], [1, FP32]],
+        zmin=0,
+        zmax=2,
+        showscale=False,
+        xgap=1,
+        ygap=1,
+    )
+    figure.update_yaxes(autorange="reversed")
+    styled = _styled(figure, "blue is INT8, orange is FP32, grey is a layer that the subnet skips", "")
+    return styled.update_layout(height=120 + 22 * len(rows))
+
+
+def _styled(figure: go.Figure, x: str, y: str) -> go.Figure:
+    return figure.update_layout(
+        template="plotly_white",
+        xaxis_title=x,
+        yaxis_title=y,
+        height=430,
+        margin={"l": 60, "r": 20, "t": 20, "b": 50},
+        legend={"orientation": "h", "y": 1.08},
+    )
+
+
+def _int8_share(candidate: Mapping[str, Any]) -> float:
+    precisions = [value for name, value in candidate.items() if name.startswith("precision.")]
+    return sum(value == "int8" for value in precisions) / max(1, len(precisions))
+
+
+def _natural(name: str) -> tuple[Any, ...]:
+    """Sorts ``layer.10`` after ``layer.9``, and what is in no layer last."""
+    parts = name.split(".")
+    return (0, int(parts[2]), name) if len(parts) > 2 and parts[2].isdigit() else (1, 0, name)

@@ -1,0 +1,89 @@
+"""Tiny models of the real classes, and tiny real data, that many tests share."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    BertTokenizerFast,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessor,
+)
+
+WORDS = "good great fine lovely bad awful poor dull film plot actor scene the a very not".split()
+
+
+@pytest.fixture(scope="session")
+def bert_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random BERT of 4 layers, width 32, 4 heads, with a word tokenizer."""
+    folder = tmp_path_factory.mktemp("bert")
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+    (folder / "vocab.txt").write_text("\n".join(vocabulary))
+    BertTokenizerFast(vocab_file=str(folder / "vocab.txt"), model_max_length=64).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        intermediate_size=48,
+        max_position_embeddings=64,
+        initializer_range=0.2,
+        id2label={0: "0", 1: "1"},
+        label2id={"0": 0, "1": 1},
+    )
+    BertForSequenceClassification(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def vit_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random ViT of 4 layers, width 32, 4 heads, for the 8x8 grey images of scikit-learn's digits."""
+    folder = tmp_path_factory.mktemp("vit")
+    torch.manual_seed(0)
+    config = ViTConfig(
+        hidden_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        intermediate_size=48,
+        image_size=8,
+        patch_size=4,
+        num_channels=1,
+        initializer_range=0.2,
+        id2label={i: str(i) for i in range(10)},
+        label2id={str(i): i for i in range(10)},
+    )
+    ViTForImageClassification(config).save_pretrained(folder)
+    ViTImageProcessor(do_resize=False, image_mean=[0.5], image_std=[0.5], size={"height": 8, "width": 8}).save_pretrained(
+        folder
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def sentences(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with train.tsv and validation.tsv; the label says which of good and bad words a sentence has more of."""
+    folder = tmp_path_factory.mktemp("sentences")
+    rng = np.random.default_rng(0)
+    lines: dict[str, int] = {}
+    while len(lines) < 500:
+        words = [str(word) for word in rng.choice(WORDS, size=int(rng.integers(3, 12)))]
+        score = sum((word in WORDS[:4]) - (word in WORDS[4:8]) for word in words)
+        if score:
+            lines[" ".join(words)] = int(score > 0)
+    rows = [f"{sentence}\t{label}" for sentence, label in lines.items()]
+    for name, part in (("train", rows[:400]), ("validation", rows[400:])):
+        (folder / f"{name}.tsv").write_text("\n".join(["sentence\tlabel", *part]) + "\n")
+    return folder
+
+
+def read_json(path: Path) -> dict[str, object]:
+    record: dict[str, object] = json.loads(path.read_text())
+    return record

@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from qnas_plugin import registry
+from qnas_plugin.errors import CheckpointError
+from qnas_plugin.space import Precision
+from qnas_plugin.supernets import Elastic, Supernet
+from qnas_plugin.tasks import Dataset, Processor, SplitSizes
+from qnas_plugin.training.instatune import RESUME_FILE, Settings, Step, accuracy, finish, train
+
+SETTINGS = Settings(epochs=2, batch_size=16, learning_rate=2e-3, subnets="sandwich")
+
+
+@pytest.fixture
+def supernet(bert_checkpoint: Path) -> Supernet:
+    loaded: Supernet = registry.load("supernets", "bert").load(
+        str(bert_checkpoint), elastic=Elastic((2, 3, 4), (1, 2, 4), (16, 32, 48))
+    )
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def dataset(sentences: Path) -> Dataset:
+    loaded: Dataset = registry.load("tasks", "text_classification").load(
+        str(sentences), sizes=SplitSizes(calibration=16, search=80)
+    )
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def processor(bert_checkpoint: Path) -> Processor:
+    loaded: Processor = registry.load("tasks", "text_classification").processor(str(bert_checkpoint))
+    return loaded
+
+
+def weights(supernet: Supernet) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in supernet.model.state_dict().items()}
+
+
+def test_train_teaches_the_whole_supernet_and_its_smallest_subnet(
+    supernet: Supernet, dataset: Dataset, processor: Processor, tmp_path: Path
+) -> None:
+    smallest = supernet.cut(supernet.space.corner("smallest", Precision.FP32))
+    steps: list[Step] = []
+    assert train(supernet, dataset, processor, Settings(**vars(SETTINGS) | {"epochs": 8}), tmp_path, on_step=steps.append)
+    assert [step.done for step in steps] == list(range(1, steps[-1].total + 1))
+    assert accuracy(supernet, None, dataset.report, processor) > 0.8
+    assert accuracy(supernet, smallest, dataset.report, processor) > 0.7
+
+
+@pytest.mark.parametrize("subnets", ["none", "random"])
+def test_train_changes_only_what_its_setting_says(
+    subnets: str, supernet: Supernet, dataset: Dataset, processor: Processor, tmp_path: Path
+) -> None:
+    before = weights(supernet)
+    settings = Settings(epochs=1, batch_size=64, subnets=subnets)  # type: ignore[arg-type]
+    train(supernet, dataset, processor, settings, tmp_path)
+    ordered = not torch.equal(
+        before["bert.encoder.layer.0.intermediate.dense.weight"].sum(1).argsort(),
+        weights(supernet)["bert.encoder.layer.0.intermediate.dense.weight"].sum(1).argsort(),
+    )
+    assert ordered == (subnets == "random")
+
+
+def test_train_continues_exactly_when_interrupted(
+    supernet: Supernet, dataset: Dataset, processor: Processor, bert_checkpoint: Path, tmp_path: Path
+) -> None:
+    train(supernet, dataset, processor, SETTINGS, tmp_path / "whole")
+    expected = weights(supernet)
+
+    def interrupt(step: Step) -> None:
+        if step.done == 20:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def fresh() -> Supernet:
+        loaded: Supernet = registry.load("supernets", "bert").load(
+            str(bert_checkpoint), elastic=Elastic((2, 3, 4), (1, 2, 4), (16, 32, 48))
+        )
+        return loaded
+
+    with pytest.raises(KeyboardInterrupt):
+        train(fresh(), dataset, processor, SETTINGS, tmp_path / "parts", on_step=interrupt)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    resumed, steps = fresh(), []
+    train(resumed, dataset, processor, SETTINGS, tmp_path / "parts", on_step=steps.append)
+    assert steps[0].done == 21
+    for name, tensor in weights(resumed).items():
+        torch.testing.assert_close(tensor, expected[name], msg=name)
+    finish(tmp_path / "parts")
+    assert list((tmp_path / "parts").iterdir()) == []
+
+
+def test_train_refuses_the_state_of_another_training(
+    supernet: Supernet, dataset: Dataset, processor: Processor, tmp_path: Path
+) -> None:
+    train(supernet, dataset, processor, Settings(epochs=1, batch_size=128), tmp_path, save_every_s=0)
+    with pytest.raises(CheckpointError, match="learning_rate = 5e-05, now it is 0.1"):
+        train(supernet, dataset, processor, Settings(epochs=1, batch_size=128, learning_rate=0.1), tmp_path)
+    (tmp_path / RESUME_FILE).write_bytes(b"cut off")
+    with pytest.raises(CheckpointError, match="damaged"):
+        train(supernet, dataset, processor, Settings(epochs=1, batch_size=128), tmp_path)
+
+
+def test_train_distils_from_a_teacher(
+    supernet: Supernet, dataset: Dataset, processor: Processor, bert_checkpoint: Path, tmp_path: Path
+) -> None:
+    """With all weight on distillation the labels don't matter: the student approaches the teacher's outputs."""
+    teacher = registry.load("supernets", "bert").load(str(bert_checkpoint)).model
+    with torch.no_grad():
+        teacher.classifier.weight.mul_(30)
+    batch = processor.batches(dataset.report.inputs, 64)[0]
+    inputs = {name: torch.as_tensor(array) for name, array in batch.inputs.items()}
+
+    def distance() -> float:
+        with torch.no_grad():
+            return float((supernet.model.eval()(**inputs).logits - teacher.eval()(**inputs).logits).abs().mean())
+
+    before = distance()
+    settings = Settings(epochs=6, batch_size=16, learning_rate=2e-3, task_weight=0.0)
+    train(supernet, dataset, processor, settings, tmp_path, teacher=teacher)
+    assert distance() < 0.5 * before
+
+
+def test_accuracy_is_the_share_of_right_predictions(
+    supernet: Supernet, dataset: Dataset, processor: Processor
+) -> None:
+    with torch.no_grad():
+        supernet.model.classifier.weight.zero_()
+        supernet.model.classifier.bias.copy_(torch.tensor([0.0, 1.0]))
+    assert accuracy(supernet, None, dataset.report, processor) == pytest.approx(np.mean(dataset.report.labels == 1))
