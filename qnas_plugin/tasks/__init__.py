@@ -8,13 +8,19 @@ A task is a module of this folder (or of an entry point ``qnas_plugin.tasks``) w
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
+
+from qnas_plugin.errors import DataError, UsageError
+
+SPLITS = ("train", "train_holdout", "validation", "val", "dev", "test")
+"""The names that a file or folder of a split can have; `held_out_and_report` says what each is for."""
 
 Inputs = Mapping[str, npt.NDArray[Any]]
 """Model inputs by their ONNX name; the first axis of each array is the batch."""
@@ -41,7 +47,9 @@ class Examples:
 
 @dataclass(frozen=True)
 class SplitSizes:
-    """How many examples each held-out part gets; None takes all that its source has.
+    """How many examples each held-out part gets at most; None takes all that its source has.
+
+    A part that is cut from data of which something must be left takes no more than a third of it.
 
     Args:
         calibration: Examples for the ranges of static quantization, from the training data.
@@ -82,8 +90,11 @@ class Dataset:
 class Processor(Protocol):
     """Turns raw examples into model inputs: a tokenizer or an image processor."""
 
-    def batches(self, inputs: Sequence[Any], batch_size: int) -> list[Batch]:
-        """All examples in batches, each example once; texts are grouped by length so that little is padded."""
+    def batches(self, inputs: Sequence[Any], batch_size: int) -> Sequence[Batch]:
+        """All examples in batches, each example once; texts are grouped by length so that little is padded.
+
+        A batch may be encoded anew at each access; whoever runs over few examples many times keeps a list.
+        """
         ...
 
     def timing_inputs(self, batch_size: int, sequence_length: int | None) -> Inputs:
@@ -93,3 +104,160 @@ class Processor(Protocol):
     def save(self, folder: Path) -> None:
         """Writes the tokenizer or image processor files that Hugging Face loads beside a model."""
         ...
+
+
+Item = TypeVar("Item")
+Source = TypeVar("Source")
+
+
+@dataclass(frozen=True, eq=False)
+class OnAccess(Sequence[Item], Generic[Source, Item]):
+    """A sequence whose items are made from their sources at each access, so that few are in memory at a time."""
+
+    sources: Sequence[Source]
+    make: Callable[[Source], Item]
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    @overload
+    def __getitem__(self, index: int) -> Item: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> OnAccess[Source, Item]: ...
+
+    def __getitem__(self, index: int | slice) -> Item | OnAccess[Source, Item]:
+        if isinstance(index, slice):
+            return OnAccess(self.sources[index], self.make)
+        return self.make(self.sources[index])
+
+
+def content_key(*fields: bytes) -> bytes:
+    """What examples of equal content share, and what decides the part that an example goes to."""
+    return hashlib.sha256(b"".join(len(field).to_bytes(8, "little") + field for field in fields)).digest()
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Examples before the split: items, labels ``(n,)``, and the `content_key` of each item."""
+
+    items: Sequence[Any]
+    labels: npt.NDArray[np.int64]
+    keys: Sequence[bytes]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def take(self, positions: Sequence[int]) -> Pool:
+        """The examples at these positions, in their order."""
+        return Pool([self.items[i] for i in positions], self.labels[list(positions)], [self.keys[i] for i in positions])
+
+    def without(self, other: Pool) -> Pool:
+        """The examples whose content the other pool does not have."""
+        theirs = frozenset(other.keys)
+        return self.take([i for i, key in enumerate(self.keys) if key not in theirs])
+
+    def cut(self, size: int | None, *, one_in: int = 1) -> tuple[Pool, Pool]:
+        """Splits off examples of distinct content by the order of their keys.
+
+        Args:
+            size: How many to split off at most.
+            one_in: At most one in this many contents is split off; one example always is.
+
+        Returns:
+            What was split off, one example of each content, and the examples of all other contents.
+        """
+        first: dict[bytes, int] = {}
+        for i in sorted(range(len(self)), key=lambda i: (self.keys[i], self.labels[i])):
+            first.setdefault(self.keys[i], i)
+        limit = max(1, len(first) // one_in)
+        part = self.take(list(first.values())[: limit if size is None else min(size, limit)])
+        return part, self.without(part)
+
+
+def held_out_and_report(splits: Collection[str], source: str) -> tuple[str | None, str]:
+    """Which of the splits found are the held-out training data and the one to report.
+
+    The report is ``test``, or without it ``validation`` (also named ``val`` or ``dev``). Held-out training data is
+    ``train_holdout``, or without it a validation split beside a test split.
+
+    Raises:
+        DataError: There is no ``train``, nothing to report, or two names of one split.
+    """
+    validation = [name for name in ("validation", "val", "dev") if name in splits]
+    if len(validation) > 1:
+        raise DataError(f"{source}: {' and '.join(validation)} name the same split; keep one")
+    reports = [*(["test"] if "test" in splits else []), *validation]
+    if "train" not in splits or not reports:
+        missing = "a labelled 'test' or 'validation'" if "train" in splits else "'train'"
+        raise DataError(f"{source}: a split is missing: {missing}; have: {', '.join(sorted(splits)) or 'none'}")
+    held_out = ["train_holdout"] if "train_holdout" in splits else reports[1:]
+    return next(iter(held_out), None), reports[0]
+
+
+def assemble(
+    train: Pool,
+    *,
+    held_out: Pool | None,
+    report: Pool | None,
+    sizes: SplitSizes,
+    label_names: tuple[str, ...],
+    source: str,
+    view: Callable[[Sequence[Any]], Sequence[Any]] = list,
+) -> Dataset:
+    """The data set of accuracy tasks, in four parts that share no content.
+
+    What stands in the report split leaves the other parts, and what stands in the held-out data leaves the training
+    part whether it was chosen or not: with both given, ``train`` does not depend on the sizes.
+
+    Args:
+        train: The training data.
+        held_out: Training data that was held out; None cuts calibration and search from ``train``.
+        report: The official split; None cuts it from ``train``.
+        sizes: How many examples each part gets.
+        label_names: Names in the order of the label numbers.
+        source: Where the data came from, for people.
+        view: Turns the items of a part into its raw examples.
+
+    Raises:
+        UsageError: A size is below 1.
+        DataError: A part would be empty.
+    """
+    for name, size in (("calibration", sizes.calibration), ("search", sizes.search), ("report", sizes.report)):
+        if size is not None and size < 1:
+            raise UsageError(f"the {name} split needs at least 1 example, got {size}")
+    if report is None:
+        report, train = train.cut(sizes.report, one_in=3)
+    else:
+        train = train.without(report)
+        held_out = held_out.without(report) if held_out is not None else None
+        if sizes.report is not None and sizes.report < len(report):
+            report, _ = report.cut(sizes.report)
+    if held_out is None:
+        search, train = train.cut(sizes.search, one_in=3)
+        calibration, train = train.cut(sizes.calibration, one_in=3)
+    else:
+        train = train.without(held_out)
+        calibration, rest = held_out.cut(sizes.calibration, one_in=3)
+        search, _ = rest.cut(sizes.search)
+
+    parts = {"train": train, "calibration": calibration, "search": search, "report": report}
+    for name, part in parts.items():
+        if not len(part):
+            raise DataError(
+                f"{source}: no example is left for {name} once equal ones stand in one part; give more data"
+            )
+    content = [b"".join(part.keys) + part.labels.astype("<i8").tobytes() for part in parts.values()]
+    return Dataset(
+        **{name: Examples(view(part.items), part.labels) for name, part in parts.items()},
+        label_names=label_names,
+        metric="accuracy",
+        fingerprint=content_key("\0".join(label_names).encode(), *content).hex()[:12],
+        source=source,
+    )
+
+
+def reason(error: Exception) -> str:
+    """The first line of a library's message, shortened, to stand in a message of ours."""
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return line if len(line) <= 160 else f"{line[:160]}..."
