@@ -61,9 +61,9 @@ def vit_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         label2id={str(i): i for i in range(10)},
     )
     ViTForImageClassification(config).save_pretrained(folder)
-    ViTImageProcessor(do_resize=False, image_mean=[0.5], image_std=[0.5], size={"height": 8, "width": 8}).save_pretrained(
-        folder
-    )
+    ViTImageProcessor(
+        do_resize=False, image_mean=[0.5], image_std=[0.5], size={"height": 8, "width": 8}
+    ).save_pretrained(folder)
     return folder
 
 

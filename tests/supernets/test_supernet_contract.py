@@ -135,9 +135,7 @@ def test_materialize_matches_the_plain_export_of_the_subnet(supernet: Supernet, 
 
 def test_materialize_is_deterministic(supernet: Supernet, family: str) -> None:
     cut = supernet.cut(sampled(supernet, 1)[0])
-    files = [
-        materialize(export(supernet, INPUTS[family]), cut).SerializeToString(deterministic=True) for _ in range(2)
-    ]
+    files = [materialize(export(supernet, INPUTS[family]), cut).SerializeToString(deterministic=True) for _ in range(2)]
     assert files[0] == files[1]
 
 
