@@ -17,7 +17,11 @@ from transformers import (
     ViTImageProcessor,
 )
 
-WORDS = "good great fine lovely bad awful poor dull film plot actor scene the a very not".split()
+WORDS = [
+    *("good", "great", "fine", "lovely"),
+    *("bad", "awful", "poor", "dull"),
+    *("film", "plot", "actor", "scene", "the", "a", "very", "not"),
+]
 
 
 @pytest.fixture(scope="session")

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from qnas_plugin.measure import logits
 
 from qnas_plugin import registry
 from qnas_plugin.errors import CheckpointError, UsageError
 from qnas_plugin.materialize import export, export_module, materialize
-from qnas_plugin.measure import logits
 from qnas_plugin.space import Candidate, Precision
 from qnas_plugin.supernets import Elastic, Supernet, check_labels
 from qnas_plugin.tasks import Batch

@@ -103,7 +103,7 @@ def test_train_refuses_the_state_of_another_training(
     supernet: Supernet, dataset: Dataset, processor: Processor, tmp_path: Path
 ) -> None:
     train(supernet, dataset, processor, Settings(epochs=1, batch_size=128), tmp_path, save_every_s=0)
-    with pytest.raises(CheckpointError, match="learning_rate = 5e-05, now it is 0.1"):
+    with pytest.raises(CheckpointError, match=r"learning_rate = 5e-05, now it is 0\.1"):
         train(supernet, dataset, processor, Settings(epochs=1, batch_size=128, learning_rate=0.1), tmp_path)
     (tmp_path / RESUME_FILE).write_bytes(b"cut off")
     with pytest.raises(CheckpointError, match="damaged"):
@@ -113,7 +113,7 @@ def test_train_refuses_the_state_of_another_training(
 def test_train_distils_from_a_teacher(
     supernet: Supernet, dataset: Dataset, processor: Processor, bert_checkpoint: Path, tmp_path: Path
 ) -> None:
-    """With all weight on distillation the labels don't matter: the student learns to say the opposite of what it did."""
+    """With all weight on distillation the labels don't matter: the student learns the opposite of what it said."""
     teacher = registry.load("supernets", "bert").load(str(bert_checkpoint)).model
     with torch.no_grad():
         teacher.classifier.weight.mul_(-30)
@@ -127,7 +127,7 @@ def test_train_distils_from_a_teacher(
         return float((student == expected).float().mean())
 
     assert agreement() == 0
-    settings = Settings(epochs=6, batch_size=16, learning_rate=1e-3, task_weight=0.0)
+    settings = Settings(epochs=12, batch_size=16, learning_rate=1e-3, task_weight=0.0)
     train(supernet, dataset, processor, settings, tmp_path, teacher=teacher)
     assert agreement() > 0.8
 
