@@ -116,8 +116,8 @@ def test_train_distils_from_a_teacher(
     """With all weight on distillation the labels don't matter: the student learns the opposite of what it said."""
     teacher = registry.load("supernets", "bert").load(str(bert_checkpoint)).model
     with torch.no_grad():
-        teacher.classifier.weight.mul_(-30)
-        teacher.classifier.bias.mul_(-30)
+        teacher.classifier.weight.mul_(-3)
+        teacher.classifier.bias.mul_(-3)
     batch = processor.batches(dataset.report.inputs, 128)[0]
     inputs = {name: torch.as_tensor(array) for name, array in batch.inputs.items()}
 
@@ -127,7 +127,7 @@ def test_train_distils_from_a_teacher(
         return float((student == expected).float().mean())
 
     assert agreement() == 0
-    settings = Settings(epochs=12, batch_size=16, learning_rate=1e-3, task_weight=0.0)
+    settings = Settings(epochs=24, batch_size=16, learning_rate=1e-3, task_weight=0.0)
     train(supernet, dataset, processor, settings, tmp_path, teacher=teacher)
     assert agreement() > 0.8
 
