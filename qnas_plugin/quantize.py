@@ -4,12 +4,14 @@ Weights become INT8, symmetric, one scale per output channel; embedding tables U
 activations UINT8, asymmetric, one scale from their minimum and maximum over the calibration data; biases of Conv and
 Gemm INT32. Ranges depend on the FP32 model alone: it is calibrated once, and any number of policies is emitted then.
 
-The graphs are those of ``neural_compressor.quantization.fit`` under the same settings, but for two things: what a table
-gives has the range of the whole table, and nodes that stay FP32 read FP32 tensors (``_restore_fp32_inputs``).
+The graphs are those of ``neural_compressor.quantization.fit`` under the same settings, except that what a table gives
+has the range of the whole table, nodes that stay FP32 read FP32 tensors (``_restore_fp32_inputs``), and the scales of a
+bias lie along its only axis.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections import Counter
@@ -19,7 +21,6 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import onnxruntime as ort
 
@@ -51,6 +52,9 @@ Groups = Mapping[str, tuple[str, ...]]
 Ranges = Mapping[str, tuple[float, float]]
 """Tensor name to its smallest and largest value over the calibration data."""
 
+_Weights = dict[tuple[str, int | None], QuantizedInitializer]
+"""Quantized weights by name and channel axis; the axis is None for one scale."""
+
 WEIGHT_INPUT = {"MatMul": 1, "Gemm": 1, "Conv": 1, "Gather": 0}
 """The operators that can be quantized, and which of their inputs is the weight or the table."""
 
@@ -59,15 +63,9 @@ WEIGHT_INPUT = {"MatMul": 1, "Gemm": 1, "Conv": 1, "Gather": 0}
 _FP32_OUTPUT = ["MatMul", "Gemm"]
 _REDUCE_RANGE = False  # else Neural Compressor takes it from the CPU that it runs on
 
-_ACTIVATION = {
-    "dtype": onnx.TensorProto.UINT8,
-    "scheme": "asym",
-    "granularity": "per_tensor",
-    "algorithm": "minmax",
-    "quant_mode": "static",
-}
 _WEIGHT = {"dtype": onnx.TensorProto.INT8, "scheme": "sym", "granularity": "per_channel", "algorithm": "minmax"}
 _TABLE = {"dtype": onnx.TensorProto.UINT8, "scheme": "asym", "granularity": "per_tensor", "algorithm": "minmax"}
+_ACTIVATION = _TABLE | {"quant_mode": "static"}
 
 
 def calibrate(model: onnx.ModelProto, groups: Groups, batches: Sequence[Batch], *, threads: int = 1) -> Calibrated:
@@ -95,20 +93,16 @@ def calibrate(model: onnx.ModelProto, groups: Groups, batches: Sequence[Batch], 
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # as fit does, to the last bit
     options.intra_op_num_threads = threads
+    options.log_severity_level = 3  # errors alone
     session = ort.InferenceSession(observed.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    del observed
-
     inputs = [value.name for value in session.get_inputs()]
     ranges: dict[str, tuple[float, float]] = {}
     for batch in batches:
         missing = [name for name in inputs if name not in batch.inputs]
         if missing:
-            raise QuantizationError(
-                f"the calibration data has no '{missing[0]}'; the model needs {', '.join(inputs)}, got "
-                f"{', '.join(batch.inputs)}"
-            )
+            raise QuantizationError(f"the calibration data has no '{missing[0]}'; the model needs {', '.join(inputs)}")
         values = session.run(tensors, {name: batch.inputs[name] for name in inputs})
-        for name, value in zip(tensors, values, strict=True):
+        for name, value in zip(tensors, values, strict=False):  # no tensors means all outputs to ONNX Runtime
             low, high = ranges.get(name, (math.inf, -math.inf))
             ranges[name] = float(np.minimum(low, value.min())), float(np.maximum(high, value.max()))  # keeps NaN
     stored = {initializer.name: initializer for initializer in model.graph.initializer}
@@ -137,7 +131,7 @@ class Calibrated:
     model: onnx.ModelProto
     groups: Groups
     ranges: Ranges
-    _weights: dict[tuple[str, int | None], _Weight] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _weights: _Weights = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for name in _activations(_nodes(self.model, self.groups)):
@@ -200,8 +194,8 @@ class Calibrated:
         graph = outline.graph
         for initializer in graph.initializer:
             if initializer.name in self._initializers:
-                for payload in ("raw_data", "float_data"):
-                    initializer.ClearField(payload)
+                initializer.ClearField("raw_data")
+                initializer.ClearField("float_data")
         initializers = {initializer.name: initializer for initializer in graph.initializer}
         aliases = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Identity"}
         readers = Counter(name for node in graph.node for name in node.input)
@@ -247,9 +241,11 @@ def verify(model: onnx.ModelProto, groups: Groups, policy: Policy) -> None:
             return eight_bit and (node.op_type == "Gather" or activation in made_by)
         if stored.get(weight) != onnx.TensorProto.FLOAT:
             return False
-        # An INT8 Conv hands its rounded output to whatever comes next.
+        if activation is None:
+            return True
+        # An INT8 Conv or table hands its rounded output to whatever comes next.
         source = made_by.get(made_by[activation].input[0]) if activation in made_by else None
-        return activation is None or (source is not None and source.op_type == "Conv")
+        return source is not None and source.name.endswith("_quant") and source.op_type not in _FP32_OUTPUT
 
     failed = [group for group, names in groups.items() if not all(landed(name, policy[group]) for name in names)]
     if failed:
@@ -272,19 +268,23 @@ def _nodes(model: onnx.ModelProto, groups: Groups) -> list[onnx.NodeProto]:
     present = Counter(node.name for node in nodes)
     wrong = [name for name in listed if present[name] != 1]
     if wrong:
-        raise QuantizationError(
-            f"node '{wrong[0]}' of the precision groups stands {present[wrong[0]]} times in the graph; name one node"
-        )
-    stored = {initializer.name: initializer.data_type for initializer in model.graph.initializer}
+        raise QuantizationError(f"node '{wrong[0]}' stands {present[wrong[0]]} times in the graph; name single nodes")
+    read = {name for node in model.graph.node for name in node.input}
+    unread = [value.name for value in model.graph.input if value.name not in read]
+    if unread:
+        raise QuantizationError(f"no node reads the model input '{unread[0]}'; take it out of the model")
+    ranks = {i.name: len(i.dims) for i in model.graph.initializer if i.data_type == onnx.TensorProto.FLOAT}
     aliases = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "Identity"}
     for node in nodes:
         if node.op_type not in WEIGHT_INPUT:
             raise QuantizationError(f"node '{node.name}' is a {node.op_type}; allowed: {', '.join(WEIGHT_INPUT)}")
-        if stored.get(node.input[WEIGHT_INPUT[node.op_type]]) != onnx.TensorProto.FLOAT:
+        if ranks.get(node.input[WEIGHT_INPUT[node.op_type]], 0) < 2:
             raise QuantizationError(f"node '{node.name}' has no stored FP32 weight; leave it out of the groups")
         bias = node.input[2] if len(node.input) > 2 else ""
-        if bias and stored.get(aliases.get(bias, bias)) != onnx.TensorProto.FLOAT:
-            raise QuantizationError(f"node '{node.name}' has no stored FP32 bias; leave it out of the groups")
+        if bias and ranks.get(aliases.get(bias, bias)) != 1:
+            raise QuantizationError(f"node '{node.name}' has no stored FP32 bias vector; leave it out of the groups")
+        if any(attribute.name == "beta" and attribute.f != 1 for attribute in node.attribute):  # 3.7.1 loses it
+            raise QuantizationError(f"Gemm '{node.name}' scales its bias by beta; store the bias multiplied instead")
     return nodes
 
 
@@ -323,15 +323,6 @@ def _restore_fp32_inputs(graph: onnx.GraphProto, int8: set[str], fp32: set[str])
                 node.input[i] = rounded[name]
 
 
-@dataclass(frozen=True)
-class _Weight:
-    """A quantized weight: 8-bit values in its shape; scales and zero points ``(channels,)``, or ``(1,)`` for all."""
-
-    values: npt.NDArray[Any]
-    scales: npt.NDArray[np.float32]
-    zero_points: npt.NDArray[Any]
-
-
 class _CachedQuantizer(Quantizer):  # type: ignore[misc]
     """Neural Compressor's quantizer with weights that are quantized once, and not by way of Python lists.
 
@@ -340,7 +331,7 @@ class _CachedQuantizer(Quantizer):  # type: ignore[misc]
         config: Node name to its settings, as the quantizer wants them.
         scales: Tensor name to zero point and scale.
         initializers: The FP32 weights by name.
-        weights: The cache: quantized weights by name and channel axis.
+        weights: The quantized weights of earlier runs; new ones are added.
     """
 
     def __init__(
@@ -349,7 +340,7 @@ class _CachedQuantizer(Quantizer):  # type: ignore[misc]
         config: Mapping[str, Any],
         scales: Mapping[str, Any],
         initializers: Mapping[str, onnx.TensorProto],
-        weights: dict[tuple[str, int | None], _Weight],
+        weights: _Weights,
     ) -> None:
         super().__init__(
             model,
@@ -363,6 +354,11 @@ class _CachedQuantizer(Quantizer):  # type: ignore[misc]
         )
         self._initializers = initializers
         self._weights = weights
+
+    def quantize_bias_tensor(self, node: onnx.NodeProto) -> None:
+        super().quantize_bias_tensor(node)
+        for axis in self.new_nodes[-1].attribute:
+            axis.i = 0  # 3.7.1 gives the bias the axis of the weight, which is 1 in a Gemm with transB=0
 
     def quantize_weight_per_channel(
         self, weight_name: str, weight_qType: int, scheme: str, channel_axis: int
@@ -379,32 +375,25 @@ class _CachedQuantizer(Quantizer):  # type: ignore[misc]
         return self._quantized(initializer.name, qType, scheme, None)
 
     def _quantized(self, name: str, dtype: int, scheme: str, axis: int | None) -> QuantizedInitializer:
-        initializer = self._initializers[name]
         if (name, axis) not in self._weights:
-            self._weights[name, axis] = _quantize(onnx.numpy_helper.to_array(initializer), dtype, scheme, axis)
-        weight = self._weights[name, axis]
-        shared = self.model.get_initializer_share_num(name) > 1
-        return QuantizedInitializer(
-            f"{name}_{dtype}" if shared else name,
-            initializer,
-            [],
-            [],
-            weight.zero_points,
-            weight.scales,
-            None,
-            weight.values,
-            axis=axis,
-            qType=dtype,
-        )
+            self._weights[name, axis] = _quantize(self._initializers[name], dtype, scheme, axis)
+        weight = copy.copy(self._weights[name, axis])
+        if self.model.get_initializer_share_num(name) > 1:
+            weight.name = f"{name}_{dtype}"
+        return weight
 
 
-def _quantize(values: npt.NDArray[np.float32], dtype: int, scheme: str, axis: int | None) -> _Weight:
-    """Quantizes a weight over its own minimum and maximum, per channel along an axis or, with None, as a whole."""
+def _quantize(initializer: onnx.TensorProto, dtype: int, scheme: str, axis: int | None) -> QuantizedInitializer:
+    """A weight quantized over its own minimum and maximum: per channel along an axis or, with None, as a whole."""
+    values = onnx.numpy_helper.to_array(initializer)
     span = _get_qrange_for_qType(dtype, _REDUCE_RANGE)
-    if axis is not None:
+    if axis is None:
+        low, high = min(float(values.min()), 0), max(float(values.max()), 0)
+        scale, zero_point = calculate_scale_zp(low, high, span, dtype, scheme)
+        rounded = quantize_data_with_scale_zero(values, dtype, scheme, scale, zero_point)
+        scales, zero_points = [scale], [zero_point]
+    else:
         _, _, zero_points, scales, rounded = quantize_data_per_channel(values, axis, span, dtype, scheme)
-        return _Weight(rounded, scales.reshape(-1), zero_points.reshape(-1))
-    low, high = min(float(values.min()), 0), max(float(values.max()), 0)
-    scale, zero_point = calculate_scale_zp(low, high, span, dtype, scheme)
-    rounded = quantize_data_with_scale_zero(values, dtype, scheme, scale, zero_point)
-    return _Weight(rounded, np.array([scale], dtype=np.float32), np.array([zero_point]))
+    return QuantizedInitializer(
+        initializer.name, initializer, [], [], zero_points, scales, quantized_data=rounded, axis=axis, qType=dtype
+    )
