@@ -1,0 +1,399 @@
+"""FP32 ONNX and a precision policy to mixed INT8/FP32 ONNX: static quantization in QDQ format, by Neural Compressor.
+
+Weights become INT8, symmetric, one scale per output channel; embedding tables UINT8, asymmetric, one scale;
+activations UINT8, asymmetric, one scale from their minimum and maximum over the calibration data; biases of Conv and
+Gemm INT32. Ranges depend on the FP32 model alone: it is calibrated once, and any number of policies is emitted then.
+
+The graphs are those of ``neural_compressor.quantization.fit`` under the same settings, except that what a table gives
+has the range of the whole table, nodes that stay FP32 read FP32 tensors (``_restore_fp32_inputs``), and the scales of a
+bias lie along its only axis.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+
+from qnas_plugin.errors import QuantizationError
+from qnas_plugin.space import Precision
+from qnas_plugin.tasks import Batch
+
+with warnings.catch_warnings():  # 3.7.1 imports pkg_resources, which warns
+    warnings.simplefilter("ignore")
+    from neural_compressor.adaptor.ox_utils.calibration import ONNXRTAugment
+    from neural_compressor.adaptor.ox_utils.quantizer import Quantizer
+    from neural_compressor.adaptor.ox_utils.util import (
+        QuantizedInitializer,
+        QuantizedValue,
+        QuantizedValueType,
+        _get_qrange_for_qType,
+        calculate_scale_zp,
+        quantize_data_per_channel,
+        quantize_data_with_scale_zero,
+    )
+    from neural_compressor.model.onnx_model import ONNXModel
+
+Policy = Mapping[str, Precision]
+"""Precision group to the format of its nodes."""
+
+Groups = Mapping[str, tuple[str, ...]]
+"""Precision group to the names of its nodes in the FP32 graph: MatMul, Gemm, Conv, or Gather, with a stored weight."""
+
+Ranges = Mapping[str, tuple[float, float]]
+"""Tensor name to its smallest and largest value over the calibration data."""
+
+_Weights = dict[tuple[str, int | None], QuantizedInitializer]
+"""Quantized weights by name and channel axis; the axis is None for one scale."""
+
+WEIGHT_INPUT = {"MatMul": 1, "Gemm": 1, "Conv": 1, "Gather": 0}
+"""The operators that can be quantized, and which of their inputs is the weight or the table."""
+
+# ONNX Runtime has kernels with integer inputs and an FP32 output for these; to round the output too costs accuracy and
+# time. A Conv or Gather is an integer kernel only with a rounded output.
+_FP32_OUTPUT = ["MatMul", "Gemm"]
+_REDUCE_RANGE = False  # else Neural Compressor takes it from the CPU that it runs on
+
+_WEIGHT = {"dtype": onnx.TensorProto.INT8, "scheme": "sym", "granularity": "per_channel", "algorithm": "minmax"}
+_TABLE = {"dtype": onnx.TensorProto.UINT8, "scheme": "asym", "granularity": "per_tensor", "algorithm": "minmax"}
+_ACTIVATION = _TABLE | {"quant_mode": "static"}
+
+
+def calibrate(model: onnx.ModelProto, groups: Groups, batches: Sequence[Batch], *, threads: int = 1) -> Calibrated:
+    """Runs an FP32 model over the calibration data and keeps the range of every tensor that may be quantized.
+
+    Args:
+        model: The FP32 model, not changed.
+        groups: All that may be quantized in it; whatever is in no group stays FP32.
+        batches: Calibration data, of any batch sizes and sequence lengths.
+        threads: Threads of the run; 0 lets ONNX Runtime take all cores.
+
+    Raises:
+        QuantizationError: The groups don't fit the model, there are no batches, a batch lacks an input, or an
+            activation is not finite.
+    """
+    nodes = _nodes(model, groups)
+    if not batches:
+        raise QuantizationError("there are no calibration batches; give at least one example")
+    tables = {node.output[0]: node.input[0] for node in nodes if node.op_type == "Gather"}
+    tensors = [name for name in _activations(nodes) if name not in tables]
+    observed = onnx.ModelProto()
+    observed.CopyFrom(model)
+    outputs = {output.name for output in model.graph.output}
+    observed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors if name not in outputs)
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # as fit does, to the last bit
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3  # errors alone
+    session = ort.InferenceSession(observed.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    inputs = [value.name for value in session.get_inputs()]
+    ranges: dict[str, tuple[float, float]] = {}
+    for batch in batches:
+        missing = [name for name in inputs if name not in batch.inputs]
+        if missing:
+            raise QuantizationError(f"the calibration data has no '{missing[0]}'; the model needs {', '.join(inputs)}")
+        values = session.run(tensors, {name: batch.inputs[name] for name in inputs})
+        for name, value in zip(tensors, values, strict=False):  # no tensors means all outputs to ONNX Runtime
+            low, high = ranges.get(name, (math.inf, -math.inf))
+            ranges[name] = float(np.minimum(low, value.min())), float(np.maximum(high, value.max()))  # keeps NaN
+    stored = {initializer.name: initializer for initializer in model.graph.initializer}
+    for name, table in tables.items():  # any row may be asked for later, and equal scales cost no second rounding
+        values = onnx.numpy_helper.to_array(stored[table])
+        ranges[name] = float(values.min()), float(values.max())
+    return Calibrated(model, groups, ranges)
+
+
+@dataclass(frozen=True, eq=False)
+class Calibrated:
+    """One FP32 model with the ranges of its activations: emits any number of policies.
+
+    Made by ``calibrate``, or from ranges that it found earlier for the same model and groups. Weights are quantized
+    when a policy first needs them, and kept.
+
+    Args:
+        model: The FP32 model; must not be changed afterwards.
+        groups: All that may be quantized in it.
+        ranges: What each MatMul, Gemm and Conv of a group reads, and what each Conv and Gather writes.
+
+    Raises:
+        QuantizationError: The groups don't fit the model, or a range is missing or not finite.
+    """
+
+    model: onnx.ModelProto
+    groups: Groups
+    ranges: Ranges
+    _weights: _Weights = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        for name in _activations(_nodes(self.model, self.groups)):
+            if name not in self.ranges:
+                raise QuantizationError(f"tensor '{name}' has no range; calibrate this model again")
+            if not all(map(math.isfinite, self.ranges[name])):
+                low, high = self.ranges[name]
+                raise QuantizationError(f"tensor '{name}' ranges from {low} to {high}; the model must be finite")
+
+    def emit(self, policy: Policy) -> onnx.ModelProto:
+        """The model under a policy, verified; equal to the FP32 model when the policy has no INT8 group.
+
+        Deterministic: the same model, groups, ranges and policy give the same bytes in every process.
+
+        Raises:
+            QuantizationError: The policy names other groups than the model has, or it did not land in the graph.
+        """
+        _check_policy(self.groups, policy)
+        quantized = onnx.ModelProto()
+        int8 = {name for group, names in self.groups.items() for name in names if policy[group] == Precision.INT8}
+        if not int8:
+            quantized.CopyFrom(self.model)
+            return quantized
+        quantized.CopyFrom(self._outline)
+        config = {
+            node.name: {"weight": _TABLE if node.op_type == "Gather" else _WEIGHT, "activation": _ACTIVATION}
+            for node in quantized.graph.node
+            if node.name in int8
+        }
+        wrapped = ONNXModel(quantized)
+        scales = ONNXRTAugment(wrapped, None, [], reduce_range=_REDUCE_RANGE).dump_calibration(config, self.ranges)
+        quantizer = _CachedQuantizer(wrapped, config, scales, self._initializers, self._weights)
+        quantizer.quantize_model()
+        wrapped.topological_sort()
+        _restore_fp32_inputs(quantized.graph, int8, {name for names in self.groups.values() for name in names} - int8)
+        for initializer in quantized.graph.initializer:
+            if initializer.name in self._initializers:
+                initializer.CopyFrom(self._initializers[initializer.name])
+        verify(quantized, self.groups, policy)
+        return quantized
+
+    @cached_property
+    def _initializers(self) -> dict[str, onnx.TensorProto]:
+        """The matrices, kernels and tables that ``_outline`` leaves out."""
+        return {
+            initializer.name: initializer
+            for initializer in self.model.graph.initializer
+            if initializer.data_type == onnx.TensorProto.FLOAT and len(initializer.dims) > 1
+        }
+
+    @cached_property
+    def _outline(self) -> onnx.ModelProto:
+        """The model without the values of its weights, which Neural Compressor would copy and serialise repeatedly.
+
+        Each Conv and Gemm of a group has a bias of its own in it: Neural Compressor 3.7.1 quantizes a shared one twice
+        under one name, and the exporter of torch shares equal ones, also through Identity nodes.
+        """
+        outline = onnx.ModelProto()
+        outline.CopyFrom(self.model)
+        graph = outline.graph
+        for initializer in graph.initializer:
+            if initializer.name in self._initializers:
+                initializer.ClearField("raw_data")
+                initializer.ClearField("float_data")
+        initializers = {initializer.name: initializer for initializer in graph.initializer}
+        aliases = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Identity"}
+        readers = Counter(name for node in graph.node for name in node.input)
+        for node in _nodes(outline, self.groups):
+            if len(node.input) < 3 or not node.input[2]:
+                continue
+            bias = aliases.get(node.input[2], node.input[2])
+            if bias != node.input[2] or readers[bias] > 1:
+                own = graph.initializer.add()
+                own.CopyFrom(initializers[bias])
+                own.name = node.input[2] = f"{bias}/{node.name}"
+        return outline
+
+
+def verify(model: onnx.ModelProto, groups: Groups, policy: Policy) -> None:
+    """Checks that each INT8 group runs on stored 8-bit weights and 8-bit activations, and each other one on FP32.
+
+    Args:
+        model: An emitted model.
+        groups: The groups of the FP32 model that it was emitted from.
+        policy: What should have become of them.
+
+    Raises:
+        QuantizationError: The policy names other groups, or some group is not in the graph as it should be.
+    """
+    _check_policy(groups, policy)
+    nodes = {node.name: node for node in model.graph.node}
+    made_by = {output: node for node in model.graph.node for output in node.output}
+    stored = {initializer.name: initializer.data_type for initializer in model.graph.initializer}
+
+    def dequantized(name: str) -> str | None:
+        node = made_by.get(name)
+        return node.input[0] if node is not None and node.op_type == "DequantizeLinear" else None
+
+    def landed(name: str, precision: Precision) -> bool:
+        node = nodes.get(f"{name}_quant" if precision == Precision.INT8 else name)
+        if node is None:
+            return False
+        weight = node.input[WEIGHT_INPUT[node.op_type]]
+        activation = None if node.op_type == "Gather" else dequantized(node.input[0])
+        if precision == Precision.INT8:
+            eight_bit = stored.get(dequantized(weight) or "") in (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
+            return eight_bit and (node.op_type == "Gather" or activation in made_by)
+        if stored.get(weight) != onnx.TensorProto.FLOAT:
+            return False
+        if activation is None:
+            return True
+        # An INT8 Conv or table hands its rounded output to whatever comes next.
+        source = made_by.get(made_by[activation].input[0]) if activation in made_by else None
+        return source is not None and source.name.endswith("_quant") and source.op_type not in _FP32_OUTPUT
+
+    failed = [group for group, names in groups.items() if not all(landed(name, policy[group]) for name in names)]
+    if failed:
+        raise QuantizationError(
+            "the precision policy did not land in the graph; wrong groups: "
+            + ", ".join(f"{group} (should be {policy[group]})" for group in failed)
+        )
+
+
+def _nodes(model: onnx.ModelProto, groups: Groups) -> list[onnx.NodeProto]:
+    """The nodes of all groups in the order of the graph, checked."""
+    opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
+    if opset < 13:
+        raise QuantizationError(f"the model has ONNX opset {opset}; export it with 13 or later (scales per channel)")
+    listed = Counter(name for names in groups.values() for name in names)
+    twice = [name for name, count in listed.items() if count > 1]
+    if twice:
+        raise QuantizationError(f"node '{twice[0]}' is in two precision groups; put it in one")
+    nodes = [node for node in model.graph.node if node.name in listed]
+    present = Counter(node.name for node in nodes)
+    wrong = [name for name in listed if present[name] != 1]
+    if wrong:
+        raise QuantizationError(f"node '{wrong[0]}' stands {present[wrong[0]]} times in the graph; name single nodes")
+    read = {name for node in model.graph.node for name in node.input}
+    unread = [value.name for value in model.graph.input if value.name not in read]
+    if unread:
+        raise QuantizationError(f"no node reads the model input '{unread[0]}'; take it out of the model")
+    ranks = {i.name: len(i.dims) for i in model.graph.initializer if i.data_type == onnx.TensorProto.FLOAT}
+    aliases = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "Identity"}
+    for node in nodes:
+        if node.op_type not in WEIGHT_INPUT:
+            raise QuantizationError(f"node '{node.name}' is a {node.op_type}; allowed: {', '.join(WEIGHT_INPUT)}")
+        if ranks.get(node.input[WEIGHT_INPUT[node.op_type]], 0) < 2:
+            raise QuantizationError(f"node '{node.name}' has no stored FP32 weight; leave it out of the groups")
+        bias = node.input[2] if len(node.input) > 2 else ""
+        if bias and ranks.get(aliases.get(bias, bias)) != 1:
+            raise QuantizationError(f"node '{node.name}' has no stored FP32 bias vector; leave it out of the groups")
+        if any(attribute.name == "beta" and attribute.f != 1 for attribute in node.attribute):  # 3.7.1 loses it
+            raise QuantizationError(f"Gemm '{node.name}' scales its bias by beta; store the bias multiplied instead")
+    return nodes
+
+
+def _activations(nodes: Sequence[onnx.NodeProto]) -> dict[str, None]:
+    """The tensors with a range, each once: what MatMul, Gemm and Conv read, and what Conv and Gather write."""
+    read = {node.input[0]: None for node in nodes if node.op_type != "Gather"}
+    return read | {node.output[0]: None for node in nodes if node.op_type not in _FP32_OUTPUT}
+
+
+def _check_policy(groups: Groups, policy: Policy) -> None:
+    missing = [group for group in groups if group not in policy]
+    unknown = [group for group in policy if group not in groups]
+    if missing or unknown:
+        what = f"has no precision for '{missing[0]}'" if missing else f"names an unknown group '{unknown[0]}'"
+        raise QuantizationError(f"the policy {what}; the groups of this model are {', '.join(groups) or 'none'}")
+
+
+def _restore_fp32_inputs(graph: onnx.GraphProto, int8: set[str], fp32: set[str]) -> None:
+    """Lets nodes that stay FP32 read FP32 tensors.
+
+    Where one reader of a tensor is quantized, Neural Compressor 3.7.1 (``Quantizer.merge_dedicated_qdq_pair``) has all
+    of them read the rounded copy: an FP32 query beside an INT8 key, and the residual path of every layer. Here only
+    what is in no group still does, and only beside an INT8 Conv: ONNX Runtime adds residuals of those in integers.
+    """
+    sources = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "QuantizeLinear"}
+    rounded = {
+        node.output[0]: sources[node.input[0]]
+        for node in graph.node
+        if node.op_type == "DequantizeLinear" and node.input[0] in sources and node.output[0].endswith("_dequantized")
+    }
+    quantized = {f"{name}_quant" for name in int8}
+    beside_conv = {node.input[0] for node in graph.node if node.op_type == "Conv" and node.name in quantized}
+    for node in graph.node:
+        for i, name in enumerate(node.input):
+            if name in rounded and node.name not in quantized and (node.name in fp32 or name not in beside_conv):
+                node.input[i] = rounded[name]
+
+
+class _CachedQuantizer(Quantizer):  # type: ignore[misc]
+    """Neural Compressor's quantizer with weights that are quantized once, and not by way of Python lists.
+
+    Args:
+        model: The graph to quantize; its weights need no values.
+        config: Node name to its settings, as the quantizer wants them.
+        scales: Tensor name to zero point and scale.
+        initializers: The FP32 weights by name.
+        weights: The quantized weights of earlier runs; new ones are added.
+    """
+
+    def __init__(
+        self,
+        model: ONNXModel,
+        config: Mapping[str, Any],
+        scales: Mapping[str, Any],
+        initializers: Mapping[str, onnx.TensorProto],
+        weights: _Weights,
+    ) -> None:
+        super().__init__(
+            model,
+            config,
+            "qdq",
+            True,
+            scales,
+            list(WEIGHT_INPUT),
+            reduce_range=_REDUCE_RANGE,
+            optypes_to_exclude_output_quant=_FP32_OUTPUT,
+        )
+        self._initializers = initializers
+        self._weights = weights
+
+    def quantize_bias_tensor(self, node: onnx.NodeProto) -> None:
+        super().quantize_bias_tensor(node)
+        for axis in self.new_nodes[-1].attribute:
+            axis.i = 0  # 3.7.1 gives the bias the axis of the weight, which is 1 in a Gemm with transB=0
+
+    def quantize_weight_per_channel(
+        self, weight_name: str, weight_qType: int, scheme: str, channel_axis: int
+    ) -> tuple[str, str, str]:
+        weight = self._quantized(weight_name, weight_qType, scheme, channel_axis)
+        names = f"{weight.name}_quantized", f"{weight.name}_zero_point", f"{weight.name}_scale"
+        self._update_weight(weight)
+        self.quantized_value_map[weight.name] = QuantizedValue(
+            weight.name, names[0], names[2], names[1], QuantizedValueType.Initializer, None, weight_qType
+        )
+        return names
+
+    def _get_quantized_weight(self, initializer: onnx.TensorProto, qType: int, scheme: str) -> QuantizedInitializer:
+        return self._quantized(initializer.name, qType, scheme, None)
+
+    def _quantized(self, name: str, dtype: int, scheme: str, axis: int | None) -> QuantizedInitializer:
+        if (name, axis) not in self._weights:
+            self._weights[name, axis] = _quantize(self._initializers[name], dtype, scheme, axis)
+        weight = copy.copy(self._weights[name, axis])
+        if self.model.get_initializer_share_num(name) > 1:
+            weight.name = f"{name}_{dtype}"
+        return weight
+
+
+def _quantize(initializer: onnx.TensorProto, dtype: int, scheme: str, axis: int | None) -> QuantizedInitializer:
+    """A weight quantized over its own minimum and maximum: per channel along an axis or, with None, as a whole."""
+    values = onnx.numpy_helper.to_array(initializer)
+    span = _get_qrange_for_qType(dtype, _REDUCE_RANGE)
+    if axis is None:
+        low, high = min(float(values.min()), 0), max(float(values.max()), 0)
+        scale, zero_point = calculate_scale_zp(low, high, span, dtype, scheme)
+        rounded = quantize_data_with_scale_zero(values, dtype, scheme, scale, zero_point)
+        scales, zero_points = [scale], [zero_point]
+    else:
+        _, _, zero_points, scales, rounded = quantize_data_per_channel(values, axis, span, dtype, scheme)
+    return QuantizedInitializer(
+        initializer.name, initializer, [], [], zero_points, scales, quantized_data=rounded, axis=axis, qType=dtype
+    )
