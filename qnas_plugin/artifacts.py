@@ -19,9 +19,10 @@ from qnas_plugin.evaluate import Evaluator, standard_error
 from qnas_plugin.files import write_bytes, write_json
 from qnas_plugin.hardware import HardwareProfile
 from qnas_plugin.objectives import Limit, losses, non_dominated
+from qnas_plugin.report import render
 from qnas_plugin.request import TuneRequest
 from qnas_plugin.space import Candidate
-from qnas_plugin.study import Study
+from qnas_plugin.study import Study, Trial
 
 SCHEMA_VERSION = 1
 REFERENCES = ("largest-int8", "largest-fp32")
@@ -39,7 +40,7 @@ class Member:
         report: Verified metrics: accuracy on the report part, latency measured in turns with all other members.
         latency: All statistics of that latency.
         against: For each reference: ratios (above 1 is better) and the paired test of the accuracy.
-        folder: Where its files are, relative to the output folder; None for a baseline.
+        folder: Where its files are, relative to the output folder.
     """
 
     name: str
@@ -48,7 +49,7 @@ class Member:
     report: Mapping[str, float]
     latency: Mapping[str, Any]
     against: Mapping[str, Mapping[str, float]]
-    folder: str | None
+    folder: str
 
     def to_dict(self) -> dict[str, Any]:
         """As it stands in ``pareto.json``."""
@@ -69,7 +70,7 @@ class Result:
     """The outcome of a search.
 
     Args:
-        members: The Pareto set, fastest (or smallest) last objective first.
+        members: The Pareto set, the best in the last objective first.
         baselines: The corners of the space.
         recommended: The name of the member to deploy; None when no member keeps all limits.
         reason: One sentence that says why, or what keeps the nearest members from it.
@@ -130,7 +131,7 @@ def verify(
     report = {
         name: {
             "accuracy": measure.accuracy(predictions[name], labels),
-            "latency_ms": latencies[name].median_ms,
+            "latency_ms": latencies[name].median,
             "size_mb": measure.size_mb(path),
         }
         for name, path in paths.items()
@@ -147,12 +148,12 @@ def verify(
                 for reference in REFERENCES
                 if reference != name
             },
-            str(paths[name].parent.relative_to(request.out)),
+            paths[name].parent.relative_to(request.out).as_posix(),
         )
         for name, candidate in candidates.items()
     }
     for member in verified.values():
-        write_json(request.out / str(member.folder) / "metrics.json", member.to_dict())
+        write_json(request.out / member.folder / "metrics.json", member.to_dict())
     members = tuple(verified[name] for name in names)
     reference = verified[REFERENCES[0]]
     recommended, reason = recommend(members, reference, request)
@@ -186,9 +187,10 @@ def verify(
     return Result(members, tuple(verified[name] for name in baselines), recommended, reason, record)
 
 
-def write_result(result: Result, out: Path) -> None:
-    """Writes ``pareto.json``."""
+def write_result(result: Result, trials: Sequence[Trial], out: Path) -> None:
+    """Writes ``pareto.json`` and ``report.html``."""
     write_json(out / "pareto.json", dict(result.record))
+    write_bytes(out / "report.html", render(result.record, trials).encode())
 
 
 def write_candidate(evaluator: Evaluator, candidate: Candidate, folder: Path) -> None:

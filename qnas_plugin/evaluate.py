@@ -17,7 +17,7 @@ import torch
 from qnas_plugin import measure
 from qnas_plugin.errors import MaterializeError
 from qnas_plugin.files import write_bytes
-from qnas_plugin.hardware import RuntimeSetting
+from qnas_plugin.hardware import RuntimeSetting, detect
 from qnas_plugin.materialize import export, materialize
 from qnas_plugin.quantize import Calibrated, calibrate
 from qnas_plugin.space import Candidate, Precision, Value
@@ -25,6 +25,7 @@ from qnas_plugin.supernets import Supernet
 from qnas_plugin.tasks import Dataset, Examples, Processor
 
 TOLERANCE = 1e-4
+BATCH = 32
 CALIBRATED_KEPT = 2
 """How many subnets with their ranges are kept in memory: neighbours in a search often share one."""
 
@@ -35,7 +36,7 @@ class Evaluation:
 
     Args:
         metrics: Value by metric.
-        spread: Standard error of the accuracy, relative spread of the latency between rounds.
+        spread: Standard error of the accuracy, range of the latency between rounds.
         seconds: Wall time by stage.
     """
 
@@ -60,6 +61,7 @@ class Evaluator:
     def __init__(self, supernet: Supernet, dataset: Dataset, processor: Processor, setting: RuntimeSetting) -> None:
         self.supernet, self.dataset, self.processor, self.setting = supernet, dataset, processor, setting
         self._calibration = list(processor.batches(dataset.calibration.inputs, 8))
+        self._search = processor.batches(dataset.search.inputs, BATCH)
         self._graph = export(supernet, self._calibration[0].inputs)
         self._kept: OrderedDict[tuple[tuple[str, Value], ...], Calibrated] = OrderedDict()
         self.timing_inputs = processor.timing_inputs(setting.batch_size, setting.sequence_length)
@@ -95,14 +97,17 @@ class Evaluator:
             accuracy = measure.accuracy(self.predict(path, self.dataset.search), self.dataset.search.labels)
         with _stage("latency", seconds):
             latency = self.latency([path])[0]
-        metrics = {"accuracy": accuracy, "latency_ms": latency.median_ms, "size_mb": measure.size_mb(path)}
-        spread = {"accuracy": standard_error(accuracy, len(self.dataset.search)), "latency_ms": latency.round_spread_ms}
+        metrics = {"accuracy": accuracy, "latency_ms": latency.median, "size_mb": measure.size_mb(path)}
+        spread = {
+            "accuracy": standard_error(accuracy, len(self.dataset.search)),
+            "latency_ms": latency.spread * latency.median,
+        }
         return Evaluation(metrics, spread, seconds)
 
     def predict(self, model: Path, examples: Examples) -> npt.NDArray[np.int64]:
         """The classes ``(n,)`` that an ONNX file predicts, on all cores."""
-        batches = self.processor.batches(examples.inputs, 32)
-        return measure.predict(model, batches, threads=max(1, len(measure.usable_cores())))
+        batches = self._search if examples is self.dataset.search else self.processor.batches(examples.inputs, BATCH)
+        return measure.predict(model, batches, threads=detect().usable_cores)
 
     def latency(self, models: Sequence[Path], rounds: int = 3) -> list[measure.Latency]:
         """The latencies of ONNX files at the evaluator's setting, measured in turns."""
@@ -116,7 +121,7 @@ class Evaluator:
         """
         cut = self.supernet.cut(candidate)
         inputs = self._calibration[0].inputs
-        got = measure.logits(materialize(self._graph, cut), inputs)
+        got = measure.logits(materialize(self._graph, cut).SerializeToString(), inputs)
         self.supernet.activate(cut)
         with torch.no_grad():
             tensors = {name: torch.as_tensor(array) for name, array in inputs.items()}

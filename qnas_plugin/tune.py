@@ -13,7 +13,7 @@ import numpy as np
 
 from qnas_plugin import hardware, registry, tasks
 from qnas_plugin.artifacts import Result, verify, write_result
-from qnas_plugin.errors import CheckpointError, StudyError
+from qnas_plugin.errors import CheckpointError, HardwareError, StudyError
 from qnas_plugin.evaluate import Evaluator
 from qnas_plugin.files import make_folder
 from qnas_plugin.objectives import hypervolume, losses, signs
@@ -73,11 +73,14 @@ def load(request: TuneRequest) -> Loaded:
     Raises:
         QnasError: Something is missing, malformed, or doesn't fit the rest.
     """
-    machine_profile = hardware.match(hardware.detect()) if request.hardware == "auto" else None
-    profile = machine_profile or hardware.load_profile(request.hardware)
-    setting = profile.runtime.replace(
-        threads=request.threads, batch_size=request.batch, sequence_length=request.seq_len
-    )
+    auto = request.hardware == "auto"
+    profile = hardware.match(hardware.detect()) if auto else hardware.load_profile(request.hardware)
+    if wrong := hardware.is_this_machine(profile, hardware.detect()):
+        raise HardwareError(
+            f"latencies are measured here, and this machine is not '{profile.name}': {wrong[0]}; give --hardware auto"
+        )
+    asked = {"threads": request.threads, "batch_size": request.batch, "sequence_length": request.seq_len}
+    setting = profile.runtime.model_copy(update={name: value for name, value in asked.items() if value is not None})
     sizes = tasks.SplitSizes(calibration=request.calibration_samples, search=request.search_samples)
     dataset = registry.load("tasks", request.task).load(request.data, sizes=sizes)
     supernet = registry.load("supernets", request.supernet).load(request.checkpoint)
@@ -135,7 +138,7 @@ def tune(
             loaded.profile,
             on_stage=on_stage,
         )
-    write_result(result, request.out)
+        write_result(result, study.trials(), request.out)
     return result
 
 
