@@ -29,8 +29,9 @@ Count = int | None
 Number = float | None
 
 
-def _option(help: str, default: object = None, *names: str) -> Any:
-    return typer.Option(*names, help=help, show_default=str(default) if default is not None else False)
+def _option(help: str, default: object = None, metavar: str | None = None) -> Any:
+    """An option that is None when not given; ``default`` is what the request then takes, for the help text."""
+    return typer.Option(help=help, show_default=str(default) if default is not None else False, metavar=metavar)
 
 
 SupernetOption = Annotated[Text, _option("Supernet family; list them with: qnas show supernets.")]
@@ -115,10 +116,11 @@ def tune(
     seq_len: Annotated[Count, _option("Tokens that latencies are measured at.", "the profile's")] = None,
     objective: Annotated[
         list[str] | None,
-        _option("accuracy, latency_ms or size_mb; give it two or three times.", "accuracy, latency_ms"),
+        _option("accuracy, latency_ms or size_mb; give it two or three times.", "accuracy, latency_ms", "METRIC"),
     ] = None,
     limit: Annotated[
-        list[str] | None, _option("Bound for the recommended member, like 'latency_ms<=5'; may be repeated.")
+        list[str] | None,
+        _option("Bound for the recommended member, like 'latency_ms<=5'; may be repeated.", None, "BOUND"),
     ] = None,
     max_accuracy_drop: Annotated[
         Number, _option("Accuracy that the recommended member may lose against all-INT8 of the full network.", 0.01)

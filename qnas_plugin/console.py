@@ -34,6 +34,7 @@ def training(request: TrainRequest) -> dict[str, Any] | None:
         def on_step(step: Step) -> None:
             nonlocal first
             bar.update(task, total=step.total, completed=step.done, loss=f"loss {step.loss:.3f}", visible=True)
+            _say_tenths(step.done, step.total, f"loss {step.loss:.3f}")
             first = step if first is None else first
             if step.done - first.done == 20:
                 left = (step.seconds - first.seconds) / 20 * (step.total - step.done)
@@ -63,6 +64,7 @@ def tuning(request: TuneRequest) -> Result:
             best = "  ".join(f"{name} {value:.4g}" for name, value in searched.best.items())
             volume = f"  hypervolume {searched.hypervolume:.4f}" if searched.hypervolume is not None else ""
             bar.update(task, completed=searched.done, best=f"best: {best}{volume}", visible=True)
+            _say_tenths(searched.done, searched.total, f"best: {best}{volume}")
             if searched.trial is not None and searched.trial.error:
                 bar.console.print(f"[yellow]trial {searched.trial.number} failed: {searched.trial.error}[/yellow]")
 
@@ -116,6 +118,12 @@ def _bar(last: str) -> Iterator[Progress]:
         console=console,
     ) as bar:
         yield bar
+
+
+def _say_tenths(done: int, total: int, text: str) -> None:
+    """A line for each tenth of the work, where there is no terminal to draw a bar on."""
+    if not console.is_terminal and done * 10 // total > (done - 1) * 10 // total:
+        console.print(f"{done} of {total}: {text}")
 
 
 def _table(result: Result) -> Table:

@@ -65,7 +65,7 @@ class Request(BaseModel):
         try:
             return cls(**values)
         except ValidationError as error:
-            raise UsageError(_one_line(error)) from None
+            raise _first_error(error) from None
 
     def write(self, path: Path) -> None:
         """Writes the request as TOML that ``--config`` takes."""
@@ -142,7 +142,7 @@ class TuneRequest(Request):
     def _measured(self) -> Self:
         for limit in self.parsed_limits:
             if limit.metric not in self.objectives and limit.metric != "size_mb":
-                raise ValueError(f"the limit '{limit}' needs '{limit.metric}' among the objectives")
+                raise UsageError(f"the limit '{limit}' needs '{limit.metric}' among the objectives")
         return self
 
     @property
@@ -165,12 +165,12 @@ def read_config(path: Path) -> dict[str, Any]:
         raise UsageError(f"--config {path} is no TOML: {error}") from None
 
 
-def _one_line(error: ValidationError) -> str:
+def _first_error(error: ValidationError) -> UsageError:
     first = error.errors()[0]
-    name = ".".join(str(part) for part in first["loc"])
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, UsageError):
+        return cause
+    name = "--" + ".".join(str(part) for part in first["loc"]).replace("_", "-")
     if first["type"] == "missing":
-        return f"--{name.replace('_', '-')} is missing; see: qnas --help"
-    message = str(first["msg"]).removeprefix("Value error, ")
-    if isinstance(first.get("ctx", {}).get("error"), UsageError) or not name:
-        return message
-    return f"--{name.replace('_', '-')} {first['input']!r}: {message}"
+        return UsageError(f"{name} is missing; see: qnas --help")
+    return UsageError(f"{name} {first['input']!r}: {first['msg']}")

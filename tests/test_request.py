@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from qnas_plugin.errors import UnknownNameError, UsageError
+from qnas_plugin.request import TrainRequest, TuneRequest
+
+GIVEN = {"supernet": "bert", "checkpoint": "ck", "task": "text-classification", "data": "d", "out": "o"}
+
+
+def test_build_merges_a_file_with_options_that_win(tmp_path: Path) -> None:
+    config = tmp_path / "c.toml"
+    config.write_text('supernet = "vit"\ntrials = 7\nobjectives = ["accuracy", "size_mb"]\n')
+    request = TuneRequest.build(GIVEN | {"trials": None, "seed": 3}, config)
+    assert (request.supernet, request.task, request.trials, request.seed) == ("bert", "text_classification", 7, 3)
+    assert request.objectives == ("accuracy", "size_mb")
+
+
+def test_write_gives_a_file_that_builds_the_same_request(tmp_path: Path) -> None:
+    request = TuneRequest.build(GIVEN | {"limits": ["latency_ms<=5", "accuracy >= 0.8"], "threads": 2})
+    request.write(tmp_path / "request.toml")
+    assert TuneRequest.build({}, tmp_path / "request.toml") == request
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"supernet": "brt"}, "unknown supernet 'brt'; did you mean 'bert'"),
+        ({"task": "text"}, "unknown task 'text'; did you mean 'text_classification'"),
+        ({"algorithm": "lina"}, "unknown algorithm 'lina'; did you mean 'linas'"),
+        ({"objectives": ["accuracy"]}, "two or three objectives"),
+        ({"objectives": ["accuracy", "speed"]}, "unknown objective 'speed'"),
+        ({"limits": ["latency_ms<5"]}, "cannot read the limit 'latency_ms<5'"),
+        ({"limits": ["latency<=5"]}, "unknown metric 'latency'; did you mean 'latency_ms'"),
+        ({"limits": ["latency_ms<=fast"]}, "needs a number after '<='"),
+        ({"limits": ["latency_ms<=nan"]}, "finite number"),
+        (
+            {"objectives": ["accuracy", "size_mb"], "limits": ["latency_ms<=5"]},
+            "needs 'latency_ms' among the objectives",
+        ),
+        ({"trials": 0}, r"--trials 0: .*greater than or equal to 1"),
+        ({"trials": "many"}, r"--trials 'many': .*valid integer"),
+        ({"checkpoint": None}, "--checkpoint is missing"),
+    ],
+)
+def test_build_names_what_is_wrong(options: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        TuneRequest.build(GIVEN | options)
+
+
+def test_build_names_what_is_wrong_in_a_file(tmp_path: Path) -> None:
+    config = tmp_path / "c.toml"
+    with pytest.raises(UsageError, match="cannot read --config"):
+        TuneRequest.build(GIVEN, config)
+    config.write_text("trials = ")
+    with pytest.raises(UsageError, match="is no TOML"):
+        TuneRequest.build(GIVEN, config)
+    config.write_text("trails = 5")
+    with pytest.raises(UsageError, match=r"c\.toml: unknown option 'trails'; did you mean 'trials'"):
+        TuneRequest.build(GIVEN, config)
+
+
+def test_build_fails_with_unknown_name_error_for_names() -> None:
+    with pytest.raises(UnknownNameError):
+        TrainRequest.build(GIVEN | {"supernet": "gpt"})
