@@ -1,0 +1,251 @@
+"""Accuracy, size and latency of small ONNX models, and what happens when they or the timing process break."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import psutil
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from qnas_plugin import measure, timing
+from qnas_plugin.errors import HardwareError, MeasurementError
+from qnas_plugin.hardware import RuntimeSetting
+from qnas_plugin.measure import accuracy, latency, predict, size_mb
+from qnas_plugin.tasks import Batch
+
+SHORT = {"minimum_runs": 6, "minimum_seconds": 0.01, "rounds": 3}
+
+
+def write_model(
+    path: Path, *, weight: np.ndarray | None = None, output: str = "logits", external: bool = False
+) -> Path:
+    """``x (b, 3)`` times a weight; the identity by default, so that the class is where the largest number stands."""
+    weight = np.eye(3, dtype=np.float32) if weight is None else weight
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], [output])],
+        "tiny",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["b", 3])],
+        [helper.make_tensor_value_info(output, TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(weight, "w")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.save(model, path, save_as_external_data=external, location=f"{path.name}.data", size_threshold=0)
+    return path
+
+
+def batch(x: list[list[float]], positions: list[int]) -> Batch:
+    return Batch({"x": np.array(x, dtype=np.float32), "unused": np.zeros(len(x))}, np.array(positions))
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return write_model(tmp_path / "model.onnx")
+
+
+@pytest.fixture
+def inputs() -> dict[str, np.ndarray]:
+    return {"x": np.ones((1, 3), dtype=np.float32), "unused": np.zeros(1)}
+
+
+def test_predict_gives_classes_in_the_order_of_the_data_set(model: Path) -> None:
+    batches = [batch([[0, 0, 1], [1, 0, 0]], [2, 0]), batch([[0, 1, 0]], [1])]
+    assert predict(model, batches, threads=1).tolist() == [0, 1, 2]
+
+
+def test_predict_raises_when_logits_are_not_finite(model: Path) -> None:
+    with pytest.raises(MeasurementError, match=r"'model\.onnx' gives logits that are not finite"):
+        predict(model, [batch([[0, np.nan, 1]], [0])], threads=1)
+
+
+def test_predict_raises_when_an_input_is_missing(model: Path) -> None:
+    with pytest.raises(MeasurementError, match="has an input 'x', given are: y"):
+        predict(model, [Batch({"y": np.ones((1, 3))}, np.array([0]))], threads=1)
+
+
+def test_predict_raises_when_logits_are_not_one_row_an_example(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "flat.onnx", weight=np.ones(3, dtype=np.float32))
+    with pytest.raises(MeasurementError, match=r"logits of shape \(1,\) for 1 examples"):
+        predict(model, [batch([[1, 2, 3]], [0])], threads=1)
+
+
+@pytest.mark.parametrize("case", ["missing", "no onnx", "other output", "wrong type", "wrong shape"])
+def test_predict_raises_one_line_and_logs_nothing_when_the_runtime_fails(
+    case: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path, wrong = tmp_path / "broken.onnx", batch([[1, 2, 3]], [0])
+    if case == "no onnx":
+        path.write_bytes(b"not a model")
+    elif case == "other output":
+        write_model(path, output="y")
+    elif case == "wrong type":
+        write_model(path)
+        wrong = Batch({"x": np.ones((1, 3), dtype=np.int64)}, np.array([0]))
+    elif case == "wrong shape":
+        write_model(path)
+        wrong = batch([[1, 2]], [0])
+    with pytest.raises(MeasurementError, match=r"^cannot run 'broken\.onnx': \S") as error:
+        predict(path, [wrong], threads=1)
+    assert "\n" not in str(error.value)
+    assert "[ONNXRuntimeError]" not in str(error.value)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_accuracy_is_the_part_that_is_right() -> None:
+    assert accuracy(np.array([0, 1, 2, 2]), np.array([0, 1, 1, 2])) == 0.75
+
+
+def test_size_mb_counts_files_with_weights(tmp_path: Path) -> None:
+    weight = np.ones((3, 50_000), dtype=np.float32)
+    inside = write_model(tmp_path / "inside.onnx", weight=weight)
+    outside = write_model(tmp_path / "outside.onnx", weight=weight, external=True)
+    assert outside.stat().st_size < 1000
+    assert size_mb(inside) == inside.stat().st_size / 1e6 == pytest.approx(0.6, rel=0.01)
+    assert size_mb(outside) == pytest.approx(0.6, rel=0.01)
+    (tmp_path / "outside.onnx.data").unlink()
+    with pytest.raises(MeasurementError, match=r"cannot take the size of 'outside\.onnx'"):
+        size_mb(outside)
+
+
+def test_latency_times_each_model_in_each_round(tmp_path: Path, inputs: dict[str, np.ndarray]) -> None:
+    models = [write_model(tmp_path / name) for name in ("a.onnx", "b.onnx")]
+    results = latency(models, inputs, RuntimeSetting(), minimum_runs=20, minimum_seconds=0.03, rounds=3)
+    assert len(results) == 2
+    for result in results:
+        assert 0 < result.minimum <= result.median <= result.p90 <= result.p95 <= result.p99
+        assert result.minimum <= result.mean
+        assert len(result.round_medians) == 3
+        assert result.runs >= 21
+        assert 0 <= result.core_share <= 1
+        assert result.to_dict()["median"] == result.median
+        assert result.to_dict()["spread"] == result.spread >= 0
+
+
+def test_latency_goes_back_and_forth_between_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    load = timing.session
+    monkeypatch.setattr(timing, "session", lambda path, *a, **k: order.append(Path(path).stem) or load(path, *a, **k))
+    models = [str(write_model(tmp_path / name)) for name in ("a.onnx", "b.onnx")]
+    np.savez(tmp_path / "inputs.npz", np.ones((1, 3), dtype=np.float32))
+    timing.Request(
+        models=models, inputs=["x"], threads=1, spinning=True, arena=True, cpus=[], rounds=3, runs_per_turn=2,
+        seconds_per_turn=0, keep_loaded=False,
+    ).write(tmp_path)  # fmt: skip
+    try:
+        assert timing.main(tmp_path) == 0
+    finally:
+        gc.enable()
+    assert order == ["a", "b", "b", "a", "a", "b"]
+
+
+def test_latency_gives_nothing_when_there_is_no_model(inputs: dict[str, np.ndarray]) -> None:
+    assert latency([], inputs, RuntimeSetting()) == []
+
+
+def test_latency_names_the_model_that_fails(tmp_path: Path, model: Path, inputs: dict[str, np.ndarray]) -> None:
+    with pytest.raises(MeasurementError, match=r"^cannot time 'gone\.onnx': .*exist"):
+        latency([model, tmp_path / "gone.onnx"], inputs, RuntimeSetting(), **SHORT)
+    with pytest.raises(MeasurementError, match=r"^cannot time 'model\.onnx': .*input 'x', given are: y"):
+        latency([model], {"y": inputs["x"]}, RuntimeSetting(), **SHORT)
+
+
+def test_latency_raises_when_there_are_fewer_cpus_than_threads(model: Path, inputs: dict[str, np.ndarray]) -> None:
+    with pytest.raises(HardwareError, match="asks for 100000 threads, and this process may use"):
+        latency([model], inputs, RuntimeSetting(threads=100_000), **SHORT)
+
+
+def test_latency_imports_nothing_from_the_working_folder(
+    tmp_path: Path, model: Path, inputs: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "numpy.py").write_text("raise SystemExit('wrong numpy')")
+    monkeypatch.chdir(tmp_path)
+    assert latency([Path(model.name)], inputs, RuntimeSetting(), **SHORT)[0].runs >= 6
+
+
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGSEGV"])
+def test_latency_names_the_signal_when_the_process_is_killed(
+    name: str, model: Path, inputs: dict[str, np.ndarray]
+) -> None:
+    errors: list[Exception] = []
+
+    def run() -> None:
+        try:
+            latency([model], inputs, RuntimeSetting(), minimum_seconds=60)
+        except MeasurementError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    child = timing_process(os.getpid())
+    os.kill(child.pid, getattr(signal, name))
+    thread.join(timeout=10)
+    assert f"the timing process was ended by {name}" in str(errors[0])
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGKILL"])
+def test_latency_leaves_no_process_when_it_is_stopped(name: str, tmp_path: Path, model: Path) -> None:
+    script = f"""
+        import numpy, pathlib
+        from qnas_plugin.hardware import RuntimeSetting
+        from qnas_plugin.measure import latency
+        inputs = {{"x": numpy.ones((1, 3), dtype="float32")}}
+        latency([pathlib.Path({str(model)!r})], inputs, RuntimeSetting(), minimum_seconds=60)
+    """
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    parent = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        stderr=subprocess.DEVNULL,
+        env=os.environ | {"TMPDIR": str(folder), "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    child = timing_process(parent.pid)
+    parent.send_signal(getattr(signal, name))
+    parent.wait(timeout=10)
+    psutil.wait_procs([child], timeout=10)
+    assert not child.is_running()
+    if name == "SIGINT":
+        assert not list(folder.glob("qnas-*/"))
+
+
+def test_latency_waits_while_another_one_measures(model: Path, inputs: dict[str, np.ndarray]) -> None:
+    done = threading.Event()
+
+    def run() -> None:
+        latency([model], inputs, RuntimeSetting(), **SHORT)
+        done.set()
+
+    thread = threading.Thread(target=run)
+    with measure._one_at_a_time():
+        thread.start()
+        assert not done.wait(1.5)
+    thread.join(timeout=20)
+    assert done.is_set()
+
+
+def test_timing_imports_none_of_the_heavy_libraries() -> None:
+    heavy = ["torch", "transformers", "neural_compressor", "onnx", "pydantic", "sklearn"]
+    code = f"import sys, qnas_plugin.timing; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def timing_process(parent: int) -> psutil.Process:
+    """The timing process of this parent, once it times."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        for child in psutil.Process(parent).children():
+            # The model is open, or its runtime's threads run.
+            if "qnas_plugin.timing" in child.cmdline() and child.cpu_times().user > 0.5:
+                return child
+        time.sleep(0.05)
+    raise AssertionError("the timing process did not start")
