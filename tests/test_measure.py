@@ -19,6 +19,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from qnas_plugin import measure, timing
+from qnas_plugin.environment import Core, cores
 from qnas_plugin.errors import HardwareError, MeasurementError
 from qnas_plugin.hardware import RuntimeSetting
 from qnas_plugin.measure import accuracy, latency, predict, size_mb
@@ -28,14 +29,20 @@ SHORT = {"minimum_runs": 6, "minimum_seconds": 0.01, "rounds": 3}
 
 
 def write_model(
-    path: Path, *, weight: np.ndarray | None = None, output: str = "logits", external: bool = False
+    path: Path,
+    weight: np.ndarray | None = None,
+    *,
+    node: str = "MatMul",
+    output: str = "logits",
+    external: bool = False,
 ) -> Path:
     """``x (b, 3)`` times a weight; the identity by default, so that the class is where the largest number stands."""
     weight = np.eye(3, dtype=np.float32) if weight is None else weight
+    kind = TensorProto.FLOAT if node == "MatMul" else TensorProto.INT64
     graph = helper.make_graph(
-        [helper.make_node("MatMul", ["x", "w"], [output])],
+        [helper.make_node(node, ["x", "w"] if node == "MatMul" else ["w", "x"], [output])],
         "tiny",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["b", 3])],
+        [helper.make_tensor_value_info("x", kind, ["b", 3])],
         [helper.make_tensor_value_info(output, TensorProto.FLOAT, None)],
         [numpy_helper.from_array(weight, "w")],
     )
@@ -74,12 +81,12 @@ def test_predict_raises_when_an_input_is_missing(model: Path) -> None:
 
 
 def test_predict_raises_when_logits_are_not_one_row_an_example(tmp_path: Path) -> None:
-    model = write_model(tmp_path / "flat.onnx", weight=np.ones(3, dtype=np.float32))
+    model = write_model(tmp_path / "flat.onnx", np.ones(3, dtype=np.float32))
     with pytest.raises(MeasurementError, match=r"logits of shape \(1,\) for 1 examples"):
         predict(model, [batch([[1, 2, 3]], [0])], threads=1)
 
 
-@pytest.mark.parametrize("case", ["missing", "no onnx", "other output", "wrong type", "wrong shape"])
+@pytest.mark.parametrize("case", ["missing", "no onnx", "other output", "wrong type", "wrong shape", "in a kernel"])
 def test_predict_raises_one_line_and_logs_nothing_when_the_runtime_fails(
     case: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -94,6 +101,9 @@ def test_predict_raises_one_line_and_logs_nothing_when_the_runtime_fails(
     elif case == "wrong shape":
         write_model(path)
         wrong = batch([[1, 2]], [0])
+    elif case == "in a kernel":
+        write_model(path, node="Gather")
+        wrong = Batch({"x": np.full((1, 3), 10**6)}, np.array([0]))
     with pytest.raises(MeasurementError, match=r"^cannot run 'broken\.onnx': \S") as error:
         predict(path, [wrong], threads=1)
     assert "\n" not in str(error.value)
@@ -107,8 +117,8 @@ def test_accuracy_is_the_part_that_is_right() -> None:
 
 def test_size_mb_counts_files_with_weights(tmp_path: Path) -> None:
     weight = np.ones((3, 50_000), dtype=np.float32)
-    inside = write_model(tmp_path / "inside.onnx", weight=weight)
-    outside = write_model(tmp_path / "outside.onnx", weight=weight, external=True)
+    inside = write_model(tmp_path / "inside.onnx", weight)
+    outside = write_model(tmp_path / "outside.onnx", weight, external=True)
     assert outside.stat().st_size < 1000
     assert size_mb(inside) == inside.stat().st_size / 1e6 == pytest.approx(0.6, rel=0.01)
     assert size_mb(outside) == pytest.approx(0.6, rel=0.01)
@@ -164,6 +174,33 @@ def test_latency_raises_when_there_are_fewer_cpus_than_threads(model: Path, inpu
         latency([model], inputs, RuntimeSetting(threads=100_000), **SHORT)
 
 
+@pytest.mark.parametrize(
+    ("threads", "chosen"),
+    [
+        (1, (3,)),  # the only idle core
+        (2, (1, 0)),  # two cores of the quieter socket, no siblings
+        (3, (1, 0, 5)),  # one socket with a sibling rather than two sockets
+        (5, (3, 1, 0, 2, 7)),  # all cores, then the least busy sibling
+    ],
+)
+def test_latency_chooses_the_least_busy_cores_of_one_socket(
+    threads: int, chosen: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    busy = [30.0, 10.0, 40.0, 0.0, 0.0, 0.0, 60.0, 0.0]
+    machine = (Core(0, (0, 4)), Core(0, (1, 5)), Core(1, (2, 6)), Core(1, (3, 7)))
+    monkeypatch.setattr(measure, "cores", lambda: machine)
+    monkeypatch.setattr(psutil, "cpu_percent", lambda interval, percpu: busy)
+    assert measure._quiet_cpus(threads) == chosen
+
+
+@pytest.mark.parametrize("spinning", [True, False])
+def test_latency_runs_on_several_threads(spinning: bool, model: Path, inputs: dict[str, np.ndarray]) -> None:
+    if len(cores()) < 2:
+        pytest.skip("needs two cores")
+    (result,) = latency([model], inputs, RuntimeSetting(threads=2, spinning=spinning), **SHORT)
+    assert result.runs >= 6
+
+
 def test_latency_imports_nothing_from_the_working_folder(
     tmp_path: Path, model: Path, inputs: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -211,8 +248,10 @@ def test_latency_leaves_no_process_when_it_is_stopped(name: str, tmp_path: Path,
     child = timing_process(parent.pid)
     parent.send_signal(getattr(signal, name))
     parent.wait(timeout=10)
-    psutil.wait_procs([child], timeout=10)
-    assert not child.is_running()
+    _, alive = psutil.wait_procs([child], timeout=10)
+    for process in alive:
+        process.kill()
+    assert not alive
     if name == "SIGINT":
         assert not list(folder.glob("qnas-*/"))
 
