@@ -33,7 +33,7 @@ class Limit:
     value: float
 
     def __str__(self) -> str:
-        return f"{self.metric}{self.comparison}{self.value:g}"
+        return f"{self.metric}{self.comparison}{repr(self.value).removesuffix('.0')}"
 
     def violation(self, metrics: Mapping[str, float]) -> float:
         """How far a candidate is beyond the bound, relative to it; 0 when it keeps it.
