@@ -92,6 +92,12 @@ def losses(metrics: Sequence[Mapping[str, float]], objectives: Sequence[str]) ->
     return values.reshape(-1, len(objectives)) * signs(objectives)
 
 
+def violations(metrics: Sequence[Mapping[str, float]], limits: Sequence[Limit]) -> npt.NDArray[np.float64]:
+    """How far ``m`` candidates are beyond ``c`` limits, shape ``(m, c)``; 0 where a limit is kept."""
+    values = np.array([[limit.violation(row) for limit in limits] for row in metrics], dtype=np.float64)
+    return values.reshape(len(metrics), len(limits))
+
+
 def signs(objectives: Sequence[str]) -> Losses:
     """+1 for an objective that is minimised and -1 for one that is maximised, shape ``(k,)``."""
     return np.array([1.0 if METRICS[name] == "minimize" else -1.0 for name in objectives])

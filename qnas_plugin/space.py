@@ -216,7 +216,7 @@ class SearchSpace:
         return np.where(hit, (genes + shift) % self.sizes, genes)
 
     def corner(self, size: Literal["largest", "smallest"], precision: Precision) -> Candidate:
-        """The extreme candidate: each architecture variable at its last or first choice, each group at one precision."""
+        """The extreme candidate: each architecture variable at its last or first choice, each group at a precision."""
         genes = np.array(
             [
                 (variable.choices.index(precision.value) if precision.value in variable.choices else 0)

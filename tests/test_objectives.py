@@ -16,6 +16,7 @@ from qnas_plugin.objectives import (
     losses,
     non_dominated,
     parse_limit,
+    violations,
 )
 
 small_points = st.integers(2, 3).flatmap(
@@ -83,6 +84,18 @@ def test_violation_is_relative_and_zero_when_kept() -> None:
     assert math.isfinite(Limit("latency_ms", "<=", 0.0).violation({"latency_ms": 1.0}))
     with pytest.raises(KeyError):
         Limit("size_mb", "<=", 5.0).violation({"latency_ms": 6.0})
+
+
+def test_violations_has_a_row_for_each_candidate_and_a_column_for_each_limit() -> None:
+    rows = [
+        {"latency_ms": 4.0, "accuracy": 0.9},
+        {"latency_ms": 6.0, "accuracy": 0.45},
+        {"latency_ms": 5.0, "accuracy": 1.0},
+    ]
+    limits = [Limit("latency_ms", "<=", 5.0), Limit("accuracy", ">=", 0.9)]
+    assert violations(rows, limits) == pytest.approx(np.array([[0, 0], [0.2, 0.5], [0, 0]]))
+    assert violations(rows, []).shape == (3, 0)
+    assert violations([], limits).shape == (0, 2)
 
 
 @pytest.mark.parametrize(
