@@ -12,7 +12,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
@@ -174,7 +174,7 @@ class Study:
     def add(self, candidate: Candidate, evaluation: Evaluation) -> Trial:
         """Stores a finished trial; it is on disk when this returns.
 
-        An evaluation that lacks an objective or a limited metric, or has one that is not finite, is stored as failed.
+        An evaluation that lacks an objective or a limited metric, or has a metric that is not finite, counts as failed.
         """
         evaluation = self._checked(evaluation)
         complete = evaluation.error is None
@@ -197,11 +197,12 @@ class Study:
 
     def _checked(self, evaluation: Evaluation) -> Evaluation:
         error = evaluation.error
-        for name in dict.fromkeys([*self.objectives, *(limit.metric for limit in self.limits)]):
+        for name in [*self.objectives, *(limit.metric for limit in self.limits), *evaluation.metrics]:
             value = evaluation.metrics.get(name)
             if error is None and (value is None or not math.isfinite(value)):
                 error = f"{name} is {'missing' if value is None else value}; a trial needs a finite number"
-        return replace(evaluation, metrics=_finite(evaluation.metrics), spread=_finite(evaluation.spread), error=error)
+        numbers = {name: _finite(getattr(evaluation, name)) for name in ("metrics", "spread", "seconds")}
+        return Evaluation(**numbers, environment=evaluation.environment, error=error)
 
     def _read(self, trial: FrozenTrial) -> Trial:
         attributes = trial.user_attrs
