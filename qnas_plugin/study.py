@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Literal
 
 import optuna
@@ -25,7 +24,7 @@ from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
-from qnas_plugin.errors import CandidateError, OutputError, StudyError
+from qnas_plugin.errors import CandidateError, OutputError, QnasError, StudyError
 from qnas_plugin.objectives import METRICS, Limit, losses, non_dominated
 from qnas_plugin.search import Algorithm, Observation
 from qnas_plugin.space import Candidate, SearchSpace
@@ -122,7 +121,8 @@ class Study:
             OutputError: The file cannot be used, or another process writes it.
         """
         identity = {**identity, "space": space.fingerprint, "objectives": ",".join(objectives)}
-        lock = _lock(storage) if write else None
+        with _errors_of(storage):
+            lock = _lock(storage) if write else None
         try:
             with _errors_of(storage):
                 opened, study = _load(storage, name, objectives if write else None)
@@ -146,9 +146,7 @@ class Study:
     def __enter__(self) -> Study:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def trials(self) -> list[Trial]:
@@ -162,11 +160,11 @@ class Study:
 
     def pareto_trials(self) -> list[Trial]:
         """The complete trials that keep all limits and that no other one is better than."""
-        complete = [trial for trial in self.trials() if trial.state == "complete"]
         allowed = [
             trial
-            for trial in complete
-            if all(limit.metric in trial.metrics and limit.violation(trial.metrics) == 0 for limit in self.limits)
+            for trial in self.trials()
+            if trial.state == "complete"
+            and all(limit.metric in trial.metrics and limit.violation(trial.metrics) == 0 for limit in self.limits)
         ]
         best = non_dominated(losses([trial.metrics for trial in allowed], self.objectives))
         return [trial for trial, is_best in zip(allowed, best, strict=True) if is_best]
@@ -310,8 +308,7 @@ def _check_identity(storage: str, attribute: Mapping[str, object] | None, asked:
     stored = _identity(storage, attribute)
     names = [name for name in sorted({*stored, *asked}) if stored.get(name) != asked.get(name)]
     if names:
-        there = ", ".join(f"{name} {stored.get(name, 'unset')}" for name in names)
-        here = ", ".join(f"{name} {asked.get(name, 'unset')}" for name in names)
+        there, here = (", ".join(f"{name} {side.get(name, 'unset')}" for name in names) for side in (stored, asked))
         raise StudyError(
             f"the study in '{_shown(storage)}' has {there}, this run has {here}; "
             "use another --out, or the options of that study"
@@ -325,7 +322,7 @@ def _errors_of(storage: str) -> Iterator[None]:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
         yield
-    except StudyError:
+    except QnasError:
         raise
     except (optuna.exceptions.OptunaError, sqlalchemy.exc.SQLAlchemyError, ImportError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -371,17 +368,13 @@ def _lock(storage: str) -> IO[bytes] | None:
     path = _file(storage)
     if path is None:
         return None
-    is_journal = "://" not in storage
-    if not is_journal:
+    if is_database := "://" in storage:
         path = path.with_name(path.name + ".lock")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle = path.open("a+b")
-    except OSError as error:
-        raise OutputError(f"cannot use '{path}': {error.strerror}") from error
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = path.open("a+b")
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if is_journal:
+        if not is_database:
             _mend(handle)
     except BlockingIOError:
         handle.close()
