@@ -76,18 +76,20 @@ def _predicted_front(
 ) -> tuple[Genes, Losses]:
     """The inner search: canonical genotypes ``(f, n)`` of the predicted front, and their losses."""
     space = problem.space
+    needed = metric_names(problem)
+    exact = {name: problem.exact[name] for name in needed if name in problem.exact}
     X = space.features(genes)
     trained = {
         name: predictors.choose(PREDICTORS, X, np.array([row[name] for row in metrics]), rng)[0]
-        for name in metric_names(problem)
-        if name not in problem.exact
+        for name in needed
+        if name not in exact
     }
 
     def score(genes: Genes) -> _pymoo.Scores:
         genes = space.canonical(genes)
         X = space.features(genes)
         columns = {name: predictor.predict(X) for name, predictor in trained.items()}
-        columns.update((name, exact(genes)) for name, exact in problem.exact.items())
+        columns.update((name, compute(genes)) for name, compute in exact.items())
         rows = [dict(zip(columns, row, strict=True)) for row in np.column_stack(list(columns.values())).tolist()]
         return losses(rows, problem.objectives), violations(rows, problem.limits)
 
