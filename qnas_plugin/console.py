@@ -65,7 +65,7 @@ def tuning(request: TuneRequest) -> Result:
             volume = f"  hypervolume {searched.hypervolume:.4f}" if searched.hypervolume is not None else ""
             bar.update(task, completed=searched.done, best=f"best: {best}{volume}", visible=True)
             _say_tenths(searched.done, searched.total, f"best: {best}{volume}")
-            if searched.trial is not None and searched.trial.error:
+            if searched.trial is not None and searched.trial.error is not None:
                 bar.console.print(f"[yellow]trial {searched.trial.number} failed: {searched.trial.error}[/yellow]")
 
         result = tune(request, on_stage=lambda text: bar.console.print(f"[dim]{text}[/dim]"), on_progress=on_progress)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,7 @@ from qnas_plugin.hardware import RuntimeSetting, detect
 from qnas_plugin.materialize import export, materialize
 from qnas_plugin.quantize import Calibrated, calibrate
 from qnas_plugin.space import Candidate, Precision, Value
+from qnas_plugin.study import Evaluation
 from qnas_plugin.supernets import Supernet
 from qnas_plugin.tasks import Dataset, Examples, Processor
 
@@ -28,21 +28,6 @@ TOLERANCE = 1e-4
 BATCH = 32
 CALIBRATED_KEPT = 2
 """How many subnets with their ranges are kept in memory: neighbours in a search often share one."""
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What was measured of one candidate.
-
-    Args:
-        metrics: Value by metric.
-        spread: Standard error of the accuracy, range of the latency between rounds.
-        seconds: Wall time by stage.
-    """
-
-    metrics: Mapping[str, float]
-    spread: Mapping[str, float]
-    seconds: Mapping[str, float]
 
 
 class Evaluator:
