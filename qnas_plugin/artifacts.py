@@ -15,7 +15,7 @@ from scipy.stats import binomtest
 from qnas_plugin import __version__, measure
 from qnas_plugin.environment import environment
 from qnas_plugin.errors import OutputError
-from qnas_plugin.evaluate import Evaluator, standard_error
+from qnas_plugin.evaluate import Evaluator
 from qnas_plugin.files import write_bytes, write_json
 from qnas_plugin.hardware import HardwareProfile
 from qnas_plugin.objectives import Limit, losses, non_dominated
@@ -23,6 +23,7 @@ from qnas_plugin.report import render
 from qnas_plugin.request import TuneRequest
 from qnas_plugin.space import Candidate
 from qnas_plugin.study import Study, Trial
+from qnas_plugin.workbench import standard_error
 
 SCHEMA_VERSION = 1
 REFERENCES = ("largest-int8", "largest-fp32")

@@ -129,6 +129,10 @@ def tune(
     trials: Annotated[Count, _option("Candidates to evaluate, those of a stopped run included.", 250)] = None,
     population: Annotated[Count, _option("Candidates between two trainings of the predictors.", 50)] = None,
     storage: Annotated[Text, _option("Optuna storage URL.", "OUT/study.journal")] = None,
+    workers: Annotated[Count, _option("Processes of this machine that evaluate.", "this one alone")] = None,
+    cluster: Annotated[
+        Text, _option("Dask scheduler whose workers evaluate, like tcp://host:8786.", None, "ADDRESS")
+    ] = None,
     max_length: LengthOption = None,
     calibration_samples: CalibrationOption = None,
     search_samples: SearchOption = None,

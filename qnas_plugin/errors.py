@@ -11,6 +11,7 @@
     │   └── MeasurementError              it cannot be run, or gives a number that is not finite
     ├── HardwareError (ValueError)        a hardware profile is missing, malformed, or of another machine
     ├── LatencyTableError (ValueError)    a latency table is missing, malformed, or does not fit
+    ├── ClusterError (RuntimeError)       workers or their scheduler cannot be used
     ├── StudyError (ValueError)           stored trials belong to another request
     └── OutputError (OSError)             the output folder cannot be used
 
@@ -79,6 +80,10 @@ class HardwareError(QnasError, ValueError):
 
 class LatencyTableError(QnasError, ValueError):
     """A latency table is missing, malformed, or does not fit the request."""
+
+
+class ClusterError(QnasError, RuntimeError):
+    """Workers or their scheduler cannot be used."""
 
 
 class StudyError(QnasError, ValueError):

@@ -164,7 +164,7 @@ def latency(
     if not models:
         return []
     assert min(minimum_runs, rounds) >= 1
-    with tempfile.TemporaryDirectory(prefix="qnas-") as name, _one_at_a_time():
+    with tempfile.TemporaryDirectory(prefix="qnas-") as name, _turn(exclusive=True):
         folder = Path(name)
         np.savez(folder / "inputs.npz", *inputs.values())
         timing.Request(
@@ -243,15 +243,22 @@ def _run(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _one_at_a_time() -> Iterator[None]:
-    """Waits until no other process of this user measures: two at once would time each other."""
+def between_measurements() -> Iterator[None]:
+    """Waits until no process of this user measures, and lets none begin; any number may be between together."""
+    with _turn(exclusive=False):
+        yield
+
+
+@contextlib.contextmanager
+def _turn(*, exclusive: bool) -> Iterator[None]:
+    """Alone on this machine, or with others that are not: two measurements at once would time each other."""
     try:
         import fcntl
     except ImportError:  # Windows
         yield
         return
     with (Path(tempfile.gettempdir()) / f"qnas-timing-{os.getuid()}.lock").open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        fcntl.flock(file, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
         yield
 
 

@@ -108,6 +108,8 @@ class TuneRequest(Request):
         trials: Candidates to evaluate in all, those of an earlier, stopped run included.
         population: Candidates between two trainings of the predictors, or a generation.
         storage: An Optuna storage URL; None is the journal file in ``out``.
+        workers: Processes of this machine that evaluate; None evaluates in this one.
+        cluster: The address of a Dask scheduler whose workers evaluate, instead.
     """
 
     hardware: str = "auto"
@@ -121,6 +123,8 @@ class TuneRequest(Request):
     trials: int = Field(250, ge=1)
     population: int = Field(50, ge=4)
     storage: str | None = None
+    workers: int | None = Field(None, ge=1)
+    cluster: str | None = Field(None, pattern=r"^[a-z]+://.+$")
 
     @field_validator("objectives")
     @classmethod
@@ -137,6 +141,12 @@ class TuneRequest(Request):
     def _algorithm(cls, name: str) -> str:
         registry.check("search", name)
         return name.replace("-", "_")
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Self:
+        if self.workers is not None and self.cluster is not None:
+            raise UsageError("give --workers or --cluster, not both; a cluster has workers of its own")
+        return self
 
     @model_validator(mode="after")
     def _measured(self) -> Self:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Literal, TypeVar
 
 import optuna
 import sqlalchemy.exc
@@ -30,6 +30,7 @@ from qnas_plugin.search import Algorithm, Observation
 from qnas_plugin.space import Candidate, SearchSpace
 
 SCHEMA_VERSION = 1
+What = TypeVar("What")
 _ATTRIBUTE = "qnas"
 
 
@@ -247,15 +248,18 @@ def drive(
         candidate = algorithm.ask()
         if candidate is None:
             return
-        start = time.perf_counter()
-        try:
-            evaluation = evaluate(candidate)
-        except CandidateError as error:
-            seconds = {"failed": time.perf_counter() - start}
-            evaluation = Evaluation(error=f"{type(error).__name__}: {error}", seconds=seconds)
-        trial = study.add(candidate, evaluation)
+        trial = study.add(candidate, attempt(evaluate, candidate))
         algorithm.tell([trial.observation])
         on_trial(trial)
+
+
+def attempt(evaluate: Callable[[What], Evaluation], what: What) -> Evaluation:
+    """The evaluation of a candidate; a ``CandidateError`` makes it a failed one."""
+    start = time.perf_counter()
+    try:
+        return evaluate(what)
+    except CandidateError as error:
+        return Evaluation(error=f"{type(error).__name__}: {error}", seconds={"failed": time.perf_counter() - start})
 
 
 def stored_identity(storage: str, name: str = "qnas") -> dict[str, str]:

@@ -130,7 +130,7 @@ def tune(
         evaluator = Evaluator(loaded.supernet, loaded.dataset, loaded.processor, loaded.setting)
         for size, precision in (BASELINES["largest-fp32"], BASELINES["smallest-fp32"]):
             evaluator.check(space.corner(size, precision))
-        _search(request, study, evaluator, on_stage, on_progress)
+        _search(request, study, evaluator, loaded.profile, on_stage, on_progress)
         on_stage("Verifying the Pareto set on the report split")
         result = verify(
             loaded.request,
@@ -148,6 +148,7 @@ def _search(
     request: TuneRequest,
     study: Study,
     evaluator: Evaluator,
+    profile: hardware.HardwareProfile,
     on_stage: Callable[[str], None],
     on_progress: Callable[[Progress], None],
 ) -> None:
@@ -177,13 +178,28 @@ def _search(
         )
 
     on_stage(f"Searching with {request.algorithm}" + (f", {resumed} trials are stored already" if resumed else ""))
-    with tempfile.TemporaryDirectory(prefix="qnas-") as folder:
+    report(None)
+    if request.workers is not None or request.cluster is not None:
+        from qnas_plugin import workers
 
-        def evaluate(candidate: Candidate) -> Evaluation:
-            return evaluator.evaluate(candidate, Path(folder))
+        with workers.connect(request.workers, request.cluster, profile.name) as client:
+            workers.drive(
+                client,
+                study,
+                algorithm,
+                evaluator.workbench,
+                evaluator.job,
+                profile,
+                trials=request.trials,
+                on_trial=report,
+            )
+    else:
+        with tempfile.TemporaryDirectory(prefix="qnas-") as folder:
 
-        report(None)
-        drive(study, algorithm, evaluate, trials=request.trials, on_trial=report)
+            def evaluate(candidate: Candidate) -> Evaluation:
+                return evaluator.evaluate(candidate, Path(folder))
+
+            drive(study, algorithm, evaluate, trials=request.trials, on_trial=report)
     if not any(trial.state == "complete" for trial in trials):
         raise StudyError(f"all {len(trials)} trials failed; the first with: {trials[0].error}")
 

@@ -264,7 +264,7 @@ def test_latency_waits_while_another_one_measures(model: Path, inputs: dict[str,
         done.set()
 
     thread = threading.Thread(target=run)
-    with measure._one_at_a_time():
+    with measure._turn(exclusive=True):
         thread.start()
         assert not done.wait(1.5)
     thread.join(timeout=20)

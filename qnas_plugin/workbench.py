@@ -1,0 +1,161 @@
+"""Candidate to measured numbers, with neither torch nor data files: slice, calibrate, quantize, write, measure.
+
+A workbench holds all that this takes, so it can be sent to other processes as it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from qnas_plugin import measure
+from qnas_plugin.files import write_bytes
+from qnas_plugin.hardware import RuntimeSetting
+from qnas_plugin.materialize import Graph, materialize
+from qnas_plugin.quantize import Calibrated, calibrate
+from qnas_plugin.space import Candidate, Precision
+from qnas_plugin.study import Evaluation
+from qnas_plugin.supernets import Cut
+from qnas_plugin.tasks import Batch, Inputs
+
+CALIBRATED_KEPT = 2
+"""How many subnets with their ranges are kept in memory: neighbours in a search often share one."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A candidate and what only its supernet knows of it.
+
+    Args:
+        cut: What its subnet keeps.
+        latency: Milliseconds and their spread, where a table gives them; None is to be measured.
+    """
+
+    candidate: Candidate
+    cut: Cut
+    latency: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Workbench:
+    """Builds and measures candidates of one supernet, for one data set and one runtime setting.
+
+    Args:
+        graph: The exported supernet.
+        calibration: The data of the ranges, encoded.
+        search: The data of the accuracy that steers the search; may be encoded at each access.
+        labels: Of these data, shape ``(n,)``.
+        timing_inputs: What latencies are measured on.
+        setting: What latencies are measured at.
+    """
+
+    graph: Graph
+    calibration: Sequence[Batch]
+    search: Sequence[Batch]
+    labels: npt.NDArray[np.int64]
+    timing_inputs: Inputs
+    setting: RuntimeSetting
+    _kept: OrderedDict[str, Calibrated] = field(default_factory=OrderedDict, init=False, repr=False)
+
+    def packed(self) -> Workbench:
+        """The same without what it has in memory for later, and with all data encoded: to be sent elsewhere."""
+        return replace(self, search=list(self.search))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Sixteen hexadecimal digits of the content."""
+        digest = hashlib.sha256(self.graph.model.SerializeToString(deterministic=True))
+        digest.update(repr((self.graph.groups, self.setting)).encode())
+        arrays = dict(self.graph.weights) | {"labels": self.labels} | dict(self.timing_inputs)
+        for part, batches in (("calibration", self.calibration), ("search", self.search)):
+            for i, batch in enumerate(batches):
+                arrays |= {f"{part}/{i}/{name}": array for name, array in batch.inputs.items()}
+                arrays[f"{part}/{i}"] = batch.positions
+        for name, array in arrays.items():
+            digest.update(f"{name} {array.dtype.str} {array.shape} ".encode())
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()[:16]
+
+    def build(self, job: Job, seconds: dict[str, float] | None = None) -> onnx.ModelProto:
+        """The candidate's ONNX model, the same bytes each time.
+
+        Args:
+            job: The candidate.
+            seconds: Gets the wall time of the stages.
+
+        Raises:
+            CandidateError: It cannot be built, or its policy did not land.
+        """
+        seconds = {} if seconds is None else seconds
+        calibrated = self._calibrated(job, seconds)
+        policy = {group: Precision(str(job.candidate[f"precision.{group}"])) for group in calibrated.groups}
+        with _stage("quantize", seconds):
+            return calibrated.emit(policy)
+
+    def evaluate(self, job: Job, folder: Path, *, threads: int) -> Evaluation:
+        """Builds and measures a candidate: accuracy on the search part, latency, size. The file is left in ``folder``.
+
+        Where the latency is measured, the rest of the work keeps clear of measurements of other processes.
+
+        Args:
+            job: The candidate.
+            folder: For the file.
+            threads: Threads that compute the accuracy.
+
+        Raises:
+            CandidateError: It cannot be built or measured.
+        """
+        seconds: dict[str, float] = {}
+        path = folder / "model.onnx"
+        with measure.between_measurements() if job.latency is None else nullcontext():
+            model = self.build(job, seconds)
+            with _stage("write", seconds):
+                write_bytes(path, model.SerializeToString(deterministic=True))
+            with _stage("accuracy", seconds):
+                predictions = measure.predict(path, self.search, threads=threads)
+        accuracy = measure.accuracy(predictions, self.labels)
+        with _stage("latency", seconds):
+            latency_ms, spread_ms = job.latency or self._latency(path)
+        metrics = {"accuracy": accuracy, "latency_ms": latency_ms, "size_mb": measure.size_mb(path)}
+        spread = {"accuracy": standard_error(accuracy, len(self.labels)), "latency_ms": spread_ms}
+        return Evaluation(metrics, spread, seconds)
+
+    def _latency(self, model: Path) -> tuple[float, float]:
+        latency = measure.latency([model], self.timing_inputs, self.setting, rounds=3)[0]
+        return latency.median, latency.spread * latency.median
+
+    def _calibrated(self, job: Job, seconds: dict[str, float]) -> Calibrated:
+        groups = {group: nodes for group, nodes in self.graph.groups.items() if f"precision.{group}" in job.candidate}
+        subnet = repr((job.cut.skipped, sorted(job.cut.widths.items()), sorted(groups)))
+        if subnet in self._kept:
+            self._kept.move_to_end(subnet)
+            return self._kept[subnet]
+        with _stage("slice", seconds):
+            model = materialize(self.graph, job.cut)
+        with _stage("calibrate", seconds):
+            self._kept[subnet] = calibrate(model, groups, self.calibration)
+        while len(self._kept) > CALIBRATED_KEPT:
+            self._kept.popitem(last=False)
+        return self._kept[subnet]
+
+
+def standard_error(accuracy: float, count: int) -> float:
+    """Of a share of ``count`` examples."""
+    return float(np.sqrt(accuracy * (1 - accuracy) / count))
+
+
+@contextmanager
+def _stage(name: str, seconds: dict[str, float]) -> Iterator[None]:
+    began = time.perf_counter()
+    yield
+    seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - began

@@ -1,0 +1,309 @@
+"""Candidates evaluated by other processes: some of this machine, or the workers of a Dask cluster.
+
+One driver, this process, asks and tells and owns the storage. The workbench goes to each worker once, named by its
+content, as a Dask plugin: the scheduler keeps it, so a worker that comes later or comes back has it too. A worker that
+ends takes nothing with it: Dask runs its trial again on another.
+"""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import platform
+import queue
+import tempfile
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from distributed import Client, Future, KilledWorker, LocalCluster, Worker, WorkerPlugin, get_worker
+from distributed.comm import CommClosedError
+
+from qnas_plugin import __version__
+from qnas_plugin.environment import cores, detect
+from qnas_plugin.errors import ClusterError
+from qnas_plugin.hardware import HardwareProfile, is_this_machine
+from qnas_plugin.search import Algorithm
+from qnas_plugin.space import Candidate
+from qnas_plugin.study import Evaluation, Study, Trial, attempt
+from qnas_plugin.workbench import Job, Workbench
+
+CONNECT_SECONDS = 15
+"""How long a scheduler may take to answer, and its first worker to be there."""
+
+_LOOK_SECONDS = 2.0
+_PACKAGES = ("neural-compressor", "numpy", "onnx", "onnxruntime")
+
+
+@contextmanager
+def connect(count: int | None, address: str | None, sku: str) -> Iterator[Client]:
+    """The workers of an existing scheduler, or so many processes of this machine that end with the context.
+
+    Args:
+        count: Processes to start here; each has the SKU's resource.
+        address: Of a scheduler, instead.
+        sku: The name of a hardware profile.
+
+    Raises:
+        ClusterError: The scheduler does not answer, or it has no worker.
+    """
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what goes wrong is raised, or mended by Dask
+    if address is None:
+        # No memory limit: Dask would pause a worker at 80 % of it, for ever if what it holds is the workbench.
+        with (
+            LocalCluster(
+                n_workers=count,
+                threads_per_worker=1,
+                memory_limit=0,
+                dashboard_address=None,
+                silence_logs=logging.CRITICAL,
+                resources={sku: 1},
+            ) as here,
+            Client(here) as client,
+        ):
+            yield client
+        return
+    try:
+        client = Client(address, timeout=CONNECT_SECONDS)
+    except (OSError, ValueError) as error:
+        raise ClusterError(f"no scheduler answers at {address}; start one with: dask scheduler") from error
+    with client:
+        try:
+            client.wait_for_workers(1, timeout=CONNECT_SECONDS)
+        except TimeoutError:
+            raise ClusterError(
+                f"the scheduler at {address} has no workers; start one with: dask worker {address} --nthreads 1"
+            ) from None
+        yield client
+
+
+def drive(
+    client: Client,
+    study: Study,
+    algorithm: Algorithm,
+    workbench: Workbench,
+    job: Callable[[Candidate], Job],
+    profile: HardwareProfile,
+    *,
+    trials: int,
+    on_trial: Callable[[Trial], None] = lambda trial: None,
+) -> None:
+    """Keeps all workers busy, stores and tells each trial as it finishes, until the study has so many trials.
+
+    There is no barrier: a worker that finishes gets the next candidate at once, and one more candidate than there are
+    workers is under way, so that none waits for this process.
+
+    Args:
+        client: From ``connect``.
+        study: Opened for writing; the trials that it has are told first and count.
+        algorithm: Fresh.
+        workbench: What the workers need.
+        job: What the workbench is told of a candidate.
+        profile: The SKU; trials whose latency is measured go to workers with a resource of its name.
+        trials: The total, stored ones included.
+        on_trial: Called after each new trial.
+
+    Raises:
+        ClusterError: The scheduler is gone, or a worker has other versions or is not the SKU that it says.
+    """
+    stored = study.trials()
+    algorithm.tell([trial.observation for trial in stored])
+    done, exhausted = len(stored), False
+    in_flight: dict[Future, Candidate] = {}
+    finished: queue.SimpleQueue[Future] = queue.SimpleQueue()
+    place = _Place.of(workbench, profile)
+    with _reachable(client), _placed(client, place, workbench):
+
+        def submit(candidate: Candidate) -> None:
+            what = job(candidate)
+            future = client.submit(
+                _evaluate,
+                place.name,
+                what,
+                Counter(_host(address) for address in client.nthreads()),
+                key=f"trial-{candidate.key}-{done + len(in_flight)}",
+                pure=False,
+                resources={profile.name: 1} if what.latency is None else None,
+            )
+            in_flight[future] = candidate
+            future.add_done_callback(finished.put)
+
+        while True:
+            while not exhausted and done + len(in_flight) < trials and len(in_flight) <= len(client.nthreads()):
+                candidate = algorithm.ask([candidate.key for candidate in in_flight.values()])
+                if candidate is None:
+                    exhausted = True
+                else:
+                    submit(candidate)
+            if not in_flight:
+                return
+            future = _next(client, finished)
+            candidate = in_flight.pop(future)
+            evaluation = _outcome(client, future)
+            if evaluation is None:
+                place.send(client, workbench)
+                submit(candidate)
+                continue
+            trial = study.add(candidate, evaluation)
+            done += 1
+            algorithm.tell([trial.observation])
+            on_trial(trial)
+
+
+def _next(client: Client, finished: queue.SimpleQueue[Future]) -> Future:
+    while True:
+        with suppress(queue.Empty):
+            return finished.get(timeout=_LOOK_SECONDS)
+        if client.status != "running":
+            raise _gone(client)
+
+
+def _outcome(client: Client, future: Future) -> Evaluation | None:
+    """What came of a trial; None where its worker had no workbench."""
+    if future.cancelled():
+        raise _gone(client)
+    error = future.exception()
+    if isinstance(error, KilledWorker):
+        return Evaluation(error=f"KilledWorker: {error.allowed_failures + 1} workers ended while they evaluated it")
+    if isinstance(error, _NotPlacedError):
+        return None
+    if error is not None:
+        raise error
+    evaluation: Evaluation = future.result()
+    return evaluation
+
+
+def _gone(client: Client) -> ClusterError:
+    where = client.scheduler.address if client.scheduler else "of this search"
+    return ClusterError(
+        f"the scheduler {where} is gone; what was finished is stored, with a scheduler the same command continues"
+    )
+
+
+class _NotPlacedError(Exception):
+    """The worker has no workbench of this content: another search with the same one has ended meanwhile."""
+
+
+@dataclass
+class _Place(WorkerPlugin):  # type: ignore[misc]
+    """A workbench on its way to a worker, and there.
+
+    Args:
+        name: The content.
+        versions: Of what the results depend on, at the driver.
+        profile: Of the SKU.
+        content: The workbench, packed so that versions can be compared before it is opened; empty at the driver.
+    """
+
+    name: str
+    versions: Mapping[str, str | None]
+    profile: HardwareProfile
+    content: bytes = b""
+    idempotent = True
+
+    @classmethod
+    def of(cls, workbench: Workbench, profile: HardwareProfile) -> _Place:
+        """The place of a workbench, named after all that it depends on."""
+        versions = _versions()
+        return cls(
+            "-".join(["qnas", workbench.fingerprint, profile.name, *map(str, versions.values())]), versions, profile
+        )
+
+    def send(self, client: Client, workbench: Workbench) -> None:
+        """Gives it to the scheduler and all workers, those to come included.
+
+        Raises:
+            ClusterError: A worker lacks this package, has other versions, or is not the SKU that it says.
+        """
+        try:
+            client.register_plugin(replace(self, content=pickle.dumps(workbench.packed())), name=self.name)
+        except ImportError as error:
+            raise ClusterError(
+                f"a worker cannot import {error.name}; install qnas-plugin {__version__} there"
+            ) from error
+
+    def setup(self, worker: Worker) -> None:
+        """Opens the workbench on a worker.
+
+        Raises:
+            ClusterError: The worker must not evaluate.
+        """
+        self.refusal = _refusal(worker, self.versions, self.profile)
+        if self.refusal is not None:
+            raise ClusterError(self.refusal)
+        self.workbench: Workbench = pickle.loads(self.content)
+        self.content = b""
+        self.one_at_a_time = threading.Lock()
+
+    def evaluate(self, job: Job, neighbours: int, scratch: Path) -> Evaluation:
+        """Evaluates on this worker's share of its machine."""
+        threads = max(1, len(cores()) // neighbours)
+        with self.one_at_a_time, tempfile.TemporaryDirectory(dir=scratch) as folder:
+            return attempt(partial(self.workbench.evaluate, folder=Path(folder), threads=threads), job)
+
+
+@contextmanager
+def _placed(client: Client, place: _Place, workbench: Workbench) -> Iterator[None]:
+    try:
+        place.send(client, workbench)
+        yield
+    finally:
+        if client.status == "running":
+            with suppress(OSError, ValueError):
+                client.unregister_worker_plugin(place.name)
+
+
+@contextmanager
+def _reachable(client: Client) -> Iterator[None]:
+    try:
+        yield
+    except (CommClosedError, TimeoutError) as error:
+        raise _gone(client) from error
+
+
+def _evaluate(name: str, job: Job, crowd: Mapping[str, int]) -> Evaluation:
+    """A trial, on a worker; the crowd says how many workers a host has."""
+    worker = get_worker()
+    place = worker.plugins.get(name)
+    if place is None:
+        raise _NotPlacedError(name)
+    if place.refusal is not None:
+        raise ClusterError(place.refusal)
+    evaluation: Evaluation = place.evaluate(job, max(1, crowd[_host(worker.address)]), Path(worker.local_directory))
+    return evaluation
+
+
+def _refusal(worker: Worker, versions: Mapping[str, str | None], profile: HardwareProfile) -> str | None:
+    for package, here in _versions().items():
+        if here != versions[package]:
+            return (
+                f"the worker {worker.address} has {package} {here}, this search {versions[package]}; "
+                "install the same there"
+            )
+    if profile.name in worker.state.total_resources:
+        for wrong in is_this_machine(profile, detect()):
+            return (
+                f"the worker {worker.address} offers the resource '{profile.name}', and is another machine: {wrong}; "
+                "start it without"
+            )
+    return None
+
+
+def _versions() -> dict[str, str | None]:
+    found: dict[str, str | None] = {"python": platform.python_version(), "qnas-plugin": __version__}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def _host(address: str) -> str:
+    return urlsplit(address).hostname or address

@@ -1,0 +1,248 @@
+"""Real worker processes on a tiny BERT; latencies are given, as from a table, except where measuring is the point."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+from distributed import Client
+
+from qnas_plugin import workers
+from qnas_plugin.errors import ClusterError, OutputError
+from qnas_plugin.evaluate import Evaluator
+from qnas_plugin.hardware import HardwareProfile, describe, detect
+from qnas_plugin.search import Algorithm, Problem, random
+from qnas_plugin.space import Candidate
+from qnas_plugin.study import Study, Trial
+from qnas_plugin.study import drive as drive_alone
+from qnas_plugin.workbench import Job
+from tests.test_evaluate import make
+
+OBJECTIVES = ("accuracy", "size_mb")
+
+
+@pytest.fixture(scope="module")
+def evaluator(bert_checkpoint: Path, sentences: Path) -> Evaluator:
+    return make("bert", bert_checkpoint, str(sentences))
+
+
+@pytest.fixture(scope="module")
+def profile() -> HardwareProfile:
+    return describe(detect(), "this-machine")
+
+
+@pytest.fixture(scope="module")
+def client(profile: HardwareProfile) -> Iterator[Client]:
+    with workers.connect(2, None, profile.name) as client:
+        yield client
+
+
+class Search:
+    """A search of an evaluator's space, with latencies that need no measurement."""
+
+    def __init__(self, evaluator: Evaluator, profile: HardwareProfile, storage: Path) -> None:
+        self.evaluator, self.profile, self.storage = evaluator, profile, str(storage)
+        self.done: list[Trial] = []
+
+    def job(self, candidate: Candidate) -> Job:
+        return replace(self.evaluator.job(candidate), latency=(1.0, 0.0))
+
+    def algorithm(self) -> Algorithm:
+        return random.create(Problem(self.evaluator.supernet.space, OBJECTIVES), seed=0, population=5)
+
+    def study(self) -> Study:
+        return Study.open(self.storage, self.evaluator.supernet.space, OBJECTIVES, identity={"a": "b"})
+
+    def run(self, client: Client, trials: int) -> list[Trial]:
+        with self.study() as study:
+            workers.drive(
+                client,
+                study,
+                self.algorithm(),
+                self.evaluator.workbench,
+                self.job,
+                self.profile,
+                trials=trials,
+                on_trial=self.on_trial,
+            )
+            return study.trials()
+
+    def on_trial(self, trial: Trial) -> None:
+        self.done.append(trial)
+
+
+@pytest.fixture
+def search(evaluator: Evaluator, profile: HardwareProfile, tmp_path: Path) -> Search:
+    return Search(evaluator, profile, tmp_path / "trials.journal")
+
+
+def by_key(trials: list[Trial]) -> dict[str, dict[str, float]]:
+    return {trial.candidate.key: dict(trial.metrics) for trial in trials}
+
+
+def pids(client: Client) -> dict[str, int]:
+    found: dict[str, int] = client.run(os.getpid)
+    return found
+
+
+def test_drive_measures_what_one_process_does(client: Client, search: Search, tmp_path: Path) -> None:
+    trials = search.run(client, 12)
+    assert len(by_key(trials)) == len(trials) == 12
+    assert all(trial.state == "complete" for trial in trials)
+    alone = {
+        trial.candidate.key: search.evaluator.workbench.evaluate(
+            search.job(trial.candidate), tmp_path, threads=1
+        ).metrics
+        for trial in trials
+    }
+    assert by_key(trials) == alone
+    assert search.done == trials
+
+
+def test_drive_gives_work_to_every_worker_and_cleans_up(
+    client: Client, search: Search, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: set[str] = set()
+    submit = Client.submit
+    monkeypatch.setattr(
+        Client, "submit", lambda self, *a, **options: seen.add(options["key"]) or submit(self, *a, **options)
+    )
+    search.run(client, 10)
+    assert len(seen) == 10
+    logs = client.run(lambda dask_worker: len(list(Path(dask_worker.local_directory).iterdir())))
+    assert set(logs.values()) == {0}
+    assert client.run(lambda dask_worker: [name for name in dask_worker.plugins if name.startswith("qnas")]) == {
+        address: [] for address in pids(client)
+    }
+
+
+def test_drive_runs_a_trial_again_when_its_worker_is_killed(client: Client, search: Search) -> None:
+    killed: list[int] = []
+
+    def kill(trial: Trial) -> None:
+        search.done.append(trial)
+        if trial.number in (2, 6):
+            killed.append(sorted(pids(client).values())[0])
+            os.kill(killed[-1], signal.SIGKILL)
+
+    search.on_trial = kill  # type: ignore[method-assign]
+    trials = search.run(client, 12)
+    assert len(by_key(trials)) == len(trials) == 12
+    assert all(trial.state == "complete" for trial in trials)
+    assert len(set(killed)) == 2
+    assert not any(psutil.pid_exists(pid) for pid in killed)
+    client.wait_for_workers(2, timeout=30)
+
+
+def test_drive_goes_on_where_it_stopped(client: Client, search: Search) -> None:
+    def stop(trial: Trial) -> None:
+        raise KeyboardInterrupt
+
+    first = search.run(client, 4)
+    on_trial, search.on_trial = search.on_trial, stop  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        search.run(client, 9)
+    search.on_trial = on_trial  # type: ignore[method-assign]
+    trials = search.run(client, 9)
+    assert trials[:4] == first
+    assert len(by_key(trials)) == len(trials) == 9
+
+
+def test_drive_sends_the_workbench_again_when_another_search_took_it_away(client: Client, search: Search) -> None:
+    def take_away(trial: Trial) -> None:
+        if trial.number == 1:
+            (name,) = [
+                name
+                for name in next(iter(client.run(lambda dask_worker: list(dask_worker.plugins)).values()))
+                if name.startswith("qnas")
+            ]
+            client.unregister_worker_plugin(name)
+
+    search.on_trial = take_away  # type: ignore[method-assign]
+    trials = search.run(client, 8)
+    assert len(by_key(trials)) == 8
+    assert all(trial.state == "complete" for trial in trials)
+
+
+def test_drive_stores_a_failed_trial_when_a_candidate_cannot_be_built(client: Client, search: Search) -> None:
+    job = search.job
+
+    def broken(candidate: Candidate) -> Job:
+        right = job(candidate)
+        return replace(right, cut=replace(right.cut, skipped=("bert",)))
+
+    search.job = broken  # type: ignore[method-assign]
+    trials = search.run(client, 3)
+    assert [trial.state for trial in trials] == ["failed"] * 3
+    assert "MaterializeError: block 'bert' cannot be bypassed" in str(trials[0].error)
+
+
+def test_drive_measures_latency_on_workers_with_the_resource(client: Client, search: Search) -> None:
+    search.job = search.evaluator.job  # type: ignore[method-assign]
+    trials = search.run(client, 3)
+    assert all(trial.metrics["latency_ms"] > 0 for trial in trials)
+    assert all(trial.seconds["latency"] > 0.5 for trial in trials)
+
+
+@pytest.mark.parametrize("package", ["qnas-plugin", "onnxruntime", "neural-compressor"])
+def test_drive_refuses_a_worker_with_another_version(
+    client: Client, search: Search, monkeypatch: pytest.MonkeyPatch, package: str
+) -> None:
+    versions = workers._versions()
+    monkeypatch.setattr(workers, "_versions", lambda: versions | {package: "9.9"})
+    with pytest.raises(ClusterError, match=rf"the worker tcp://\S+ has {package} \S+, this search 9\.9; install"):
+        search.run(client, 3)
+    assert search.done == []
+
+
+def test_drive_refuses_a_worker_that_is_not_the_sku_that_it_offers(client: Client, search: Search) -> None:
+    search.profile = search.profile.model_copy(
+        update={"recognise": search.profile.recognise.model_copy(update={"brand": "another"})}
+    )
+    with pytest.raises(ClusterError, match=r"offers the resource 'this-machine', and is another machine: the brand is"):
+        search.run(client, 3)
+
+
+def test_drive_reports_errors_of_a_worker_that_are_no_fault_of_the_candidate(
+    client: Client, search: Search, tmp_path: Path
+) -> None:
+    """A disk that is full where the worker writes."""
+    full = client.run(_fill_disk)
+    assert len(full) == 2
+    try:
+        with pytest.raises(OutputError, match=r"cannot write \S+model\.onnx: No space left on device"):
+            search.run(client, 3)
+    finally:
+        client.run(_empty_disk)
+    assert len(search.run(client, 3)) == 3
+
+
+def _fill_disk() -> None:
+    def fsync(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    os.fsync = fsync  # type: ignore[assignment]
+
+
+def _empty_disk() -> None:
+    import posix
+
+    os.fsync = posix.fsync
+
+
+def test_connect_says_that_no_scheduler_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "CONNECT_SECONDS", 1)
+    with (
+        pytest.raises(ClusterError, match=r"no scheduler answers at tcp://127\.0\.0\.1:1; start one with: dask"),
+        workers.connect(None, "tcp://127.0.0.1:1", "this-machine"),
+    ):
+        pass
