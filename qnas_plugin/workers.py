@@ -127,7 +127,6 @@ def drive(
                 place.name,
                 what,
                 Counter(_host(address) for address in client.nthreads()),
-                key=f"trial-{candidate.key}-{done + len(in_flight)}",
                 pure=False,
                 resources={profile.name: 1} if what.latency is None else None,
             )
