@@ -130,11 +130,11 @@ def cores() -> tuple[Core, ...]:
 
 def environment() -> dict[str, Any]:
     """What a result depends on beside its request: the machine, the system, and versions; for JSON."""
+    ours = {"python": platform.python_version(), "qnas-plugin": __version__}
     return {
         "machine": asdict(detect()) | {"isa": list(detect().isa)},
         "system": platform.platform(),
-        "versions": {"python": platform.python_version(), "qnas-plugin": __version__}
-        | {name: _version(name) for name in _PACKAGES},
+        "versions": ours | {name: _version(name) for name in _PACKAGES},
     }
 
 

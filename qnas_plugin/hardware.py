@@ -213,9 +213,7 @@ def match(machine: Machine) -> HardwareProfile:
     mismatches = {name: is_this_machine(profile, machine) for name, profile in known.items()}
     fitting = [name for name in known if not mismatches[name]]
     if len(fitting) > 1:
-        raise HardwareError(
-            f"more than one profile fits this machine; choose one with --hardware: {', '.join(fitting)}"
-        )
+        raise HardwareError(f"several profiles fit this machine; choose one with --hardware: {', '.join(fitting)}")
     if not fitting:
         near = [name for name in known if _recognises(known[name].recognise, machine)]
         but = f"; '{near[0]}' is of this CPU, but {mismatches[near[0]][0]}" if near else ""

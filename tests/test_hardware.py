@@ -109,7 +109,7 @@ def test_match_says_what_was_seen_when_no_profile_fits(changes: dict[str, Any], 
 
 def test_match_asks_when_two_profiles_fit(home: Path) -> None:
     write_profile(describe(XEON, "mine"), home)
-    with pytest.raises(HardwareError, match="more than one profile .* --hardware: mine, xeon-8380"):
+    with pytest.raises(HardwareError, match=r"several profiles fit .* --hardware: mine, xeon-8380$"):
         match(XEON)
 
 
@@ -183,7 +183,7 @@ def test_parse_profile_names_file_and_field(changes: dict[str, Any], message: st
 
 
 def test_parse_profile_names_a_missing_field() -> None:
-    with pytest.raises(HardwareError, match="here: 'vendor': Field required$"):
+    with pytest.raises(HardwareError, match=r"^here: 'vendor': Field required$"):
         parse_profile({name: value for name, value in fields().items() if name != "vendor"}, "here")
 
 
@@ -247,9 +247,10 @@ names = st.sampled_from(sorted(HardwareProfile.model_fields)) | st.text(max_size
 def test_parse_profile_gives_a_profile_or_a_hardware_error(changes: dict[str, Any]) -> None:
     for candidate in (changes, fields() | changes):
         try:
-            assert isinstance(parse_profile(candidate, "fuzz"), HardwareProfile)
+            parsed: object = parse_profile(candidate, "fuzz")
         except HardwareError as error:
-            assert "\n" not in str(error)
+            parsed = error
+        assert isinstance(parsed, HardwareProfile) or "\n" not in str(parsed)
 
 
 @given(st.binary(max_size=60) | st.text(alphabet='a="[]{}.,\n#1e_-+:', max_size=60).map(str.encode))
@@ -257,7 +258,7 @@ def test_parse_profile_gives_a_profile_or_a_hardware_error(changes: dict[str, An
 def test_load_profile_raises_a_hardware_error_for_any_bytes(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "fuzz.toml"
     path.write_bytes(content)
-    with pytest.raises(HardwareError, match="fuzz.toml"):
+    with pytest.raises(HardwareError, match=r"fuzz\.toml"):
         load_profile(path)
 
 

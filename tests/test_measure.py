@@ -28,14 +28,20 @@ SHORT = {"minimum_runs": 6, "minimum_seconds": 0.01, "rounds": 3}
 
 
 def write_model(
-    path: Path, *, weight: np.ndarray | None = None, output: str = "logits", external: bool = False
+    path: Path,
+    weight: np.ndarray | None = None,
+    *,
+    node: str = "MatMul",
+    output: str = "logits",
+    external: bool = False,
 ) -> Path:
     """``x (b, 3)`` times a weight; the identity by default, so that the class is where the largest number stands."""
     weight = np.eye(3, dtype=np.float32) if weight is None else weight
+    kind = TensorProto.FLOAT if node == "MatMul" else TensorProto.INT64
     graph = helper.make_graph(
-        [helper.make_node("MatMul", ["x", "w"], [output])],
+        [helper.make_node(node, ["x", "w"] if node == "MatMul" else ["w", "x"], [output])],
         "tiny",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["b", 3])],
+        [helper.make_tensor_value_info("x", kind, ["b", 3])],
         [helper.make_tensor_value_info(output, TensorProto.FLOAT, None)],
         [numpy_helper.from_array(weight, "w")],
     )
@@ -74,12 +80,12 @@ def test_predict_raises_when_an_input_is_missing(model: Path) -> None:
 
 
 def test_predict_raises_when_logits_are_not_one_row_an_example(tmp_path: Path) -> None:
-    model = write_model(tmp_path / "flat.onnx", weight=np.ones(3, dtype=np.float32))
+    model = write_model(tmp_path / "flat.onnx", np.ones(3, dtype=np.float32))
     with pytest.raises(MeasurementError, match=r"logits of shape \(1,\) for 1 examples"):
         predict(model, [batch([[1, 2, 3]], [0])], threads=1)
 
 
-@pytest.mark.parametrize("case", ["missing", "no onnx", "other output", "wrong type", "wrong shape"])
+@pytest.mark.parametrize("case", ["missing", "no onnx", "other output", "wrong type", "wrong shape", "in a kernel"])
 def test_predict_raises_one_line_and_logs_nothing_when_the_runtime_fails(
     case: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -94,6 +100,9 @@ def test_predict_raises_one_line_and_logs_nothing_when_the_runtime_fails(
     elif case == "wrong shape":
         write_model(path)
         wrong = batch([[1, 2]], [0])
+    elif case == "in a kernel":
+        write_model(path, node="Gather")
+        wrong = Batch({"x": np.full((1, 3), 10**6)}, np.array([0]))
     with pytest.raises(MeasurementError, match=r"^cannot run 'broken\.onnx': \S") as error:
         predict(path, [wrong], threads=1)
     assert "\n" not in str(error.value)
@@ -107,8 +116,8 @@ def test_accuracy_is_the_part_that_is_right() -> None:
 
 def test_size_mb_counts_files_with_weights(tmp_path: Path) -> None:
     weight = np.ones((3, 50_000), dtype=np.float32)
-    inside = write_model(tmp_path / "inside.onnx", weight=weight)
-    outside = write_model(tmp_path / "outside.onnx", weight=weight, external=True)
+    inside = write_model(tmp_path / "inside.onnx", weight)
+    outside = write_model(tmp_path / "outside.onnx", weight, external=True)
     assert outside.stat().st_size < 1000
     assert size_mb(inside) == inside.stat().st_size / 1e6 == pytest.approx(0.6, rel=0.01)
     assert size_mb(outside) == pytest.approx(0.6, rel=0.01)
@@ -211,8 +220,10 @@ def test_latency_leaves_no_process_when_it_is_stopped(name: str, tmp_path: Path,
     child = timing_process(parent.pid)
     parent.send_signal(getattr(signal, name))
     parent.wait(timeout=10)
-    psutil.wait_procs([child], timeout=10)
-    assert not child.is_running()
+    _, alive = psutil.wait_procs([child], timeout=10)
+    for process in alive:
+        process.kill()
+    assert not alive
     if name == "SIGINT":
         assert not list(folder.glob("qnas-*/"))
 
