@@ -135,9 +135,9 @@ def _name_linears(
             product = next(name for name in node.input if name not in weights)
             nodes.append(helper.make_node("Add", [product, bias], list(node.output), node.name))
             continue
-        weights[weight] = linear.weight.detach().numpy().T
+        weights[weight] = linear.weight.detach().numpy().T.copy()
         if linear.bias is not None:
-            weights[bias] = linear.bias.detach().numpy()
+            weights[bias] = linear.bias.detach().numpy().copy()
         if node.op_type == "MatMul":
             nodes.append(helper.make_node("MatMul", [node.input[0], weight], list(node.output), node.name))
         else:

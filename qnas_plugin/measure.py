@@ -72,11 +72,11 @@ def predict(model: Path, batches: Iterable[Batch], *, threads: int) -> npt.NDArr
     """
     positions: list[npt.NDArray[np.int64]] = []
     classes: list[npt.NDArray[np.int64]] = []
-    with _running(model):
+    with _running(f"'{model.name}'"):
         # Threads sleep while they wait: other work shares the machine, and nobody looks at the time.
         session = timing.session(model, threads, spinning=False)
     for batch in batches:
-        with _running(model):
+        with _running(f"'{model.name}'"):
             (logits,) = session.run(["logits"], timing.feed(session, batch.inputs))
         if logits.ndim != 2 or len(logits) != len(batch.positions):
             raise MeasurementError(
@@ -91,6 +91,18 @@ def predict(model: Path, batches: Iterable[Batch], *, threads: int) -> npt.NDArr
     predictions = np.empty(len(order), dtype=np.int64)
     predictions[order] = np.concatenate(classes)
     return predictions
+
+
+def logits(model: bytes, inputs: Inputs) -> npt.NDArray[np.float32]:
+    """What the content of an ONNX file gives for one batch, shape ``(b, classes)``.
+
+    Raises:
+        MeasurementError: The model cannot be run on the batch.
+    """
+    with _running("the model"):
+        session = timing.session(model, 1, spinning=False)
+        (values,) = session.run(["logits"], timing.feed(session, inputs))
+    return np.asarray(values)
 
 
 def accuracy(predictions: npt.NDArray[np.int64], labels: npt.NDArray[np.int64]) -> float:
@@ -176,11 +188,11 @@ def latency(
 
 
 @contextlib.contextmanager
-def _running(model: Path) -> Iterator[None]:
+def _running(name: str) -> Iterator[None]:
     try:
         yield
     except timing.RUNTIME_ERRORS as error:
-        raise MeasurementError(f"cannot run '{model.name}': {timing.reason(error)}") from error
+        raise MeasurementError(f"cannot run {name}: {timing.reason(error)}") from error
 
 
 def _summary(turns: Sequence[npt.NDArray[np.float64]], core_share: npt.NDArray[np.float64]) -> Latency:

@@ -33,7 +33,7 @@ class Limit:
     value: float
 
     def __str__(self) -> str:
-        return f"{self.metric}{self.comparison}{self.value:g}"
+        return f"{self.metric}{self.comparison}{repr(self.value).removesuffix('.0')}"
 
     def violation(self, metrics: Mapping[str, float]) -> float:
         """How far a candidate is beyond the bound, relative to it; 0 when it keeps it.
@@ -90,6 +90,12 @@ def losses(metrics: Sequence[Mapping[str, float]], objectives: Sequence[str]) ->
     """The metrics of ``m`` candidates as an ``(m, k)`` array in which less is better."""
     values = np.array([[row[name] for name in objectives] for row in metrics], dtype=np.float64)
     return values.reshape(-1, len(objectives)) * signs(objectives)
+
+
+def violations(metrics: Sequence[Mapping[str, float]], limits: Sequence[Limit]) -> npt.NDArray[np.float64]:
+    """How far ``m`` candidates are beyond ``c`` limits, shape ``(m, c)``; 0 where a limit is kept."""
+    values = np.array([[limit.violation(row) for limit in limits] for row in metrics], dtype=np.float64)
+    return values.reshape(len(metrics), len(limits))
 
 
 def signs(objectives: Sequence[str]) -> Losses:

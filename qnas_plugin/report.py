@@ -130,7 +130,7 @@ def _styled(figure: go.Figure, x: str, y: str) -> go.Figure:
 
 def _int8_share(candidate: Mapping[str, Any]) -> float:
     precisions = [value for name, value in candidate.items() if name.startswith("precision.")]
-    return sum(value == "int8" for value in precisions) / max(1, len(precisions))
+    return precisions.count("int8") / max(1, len(precisions))
 
 
 def _natural(name: str) -> tuple[Any, ...]:

@@ -19,6 +19,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from qnas_plugin import measure, timing
+from qnas_plugin.environment import Core, cores
 from qnas_plugin.errors import HardwareError, MeasurementError
 from qnas_plugin.hardware import RuntimeSetting
 from qnas_plugin.measure import accuracy, latency, predict, size_mb
@@ -171,6 +172,33 @@ def test_latency_names_the_model_that_fails(tmp_path: Path, model: Path, inputs:
 def test_latency_raises_when_there_are_fewer_cpus_than_threads(model: Path, inputs: dict[str, np.ndarray]) -> None:
     with pytest.raises(HardwareError, match="asks for 100000 threads, and this process may use"):
         latency([model], inputs, RuntimeSetting(threads=100_000), **SHORT)
+
+
+@pytest.mark.parametrize(
+    ("threads", "chosen"),
+    [
+        (1, (3,)),  # the only idle core
+        (2, (1, 0)),  # two cores of the quieter socket, no siblings
+        (3, (1, 0, 5)),  # one socket with a sibling rather than two sockets
+        (5, (3, 1, 0, 2, 7)),  # all cores, then the least busy sibling
+    ],
+)
+def test_latency_chooses_the_least_busy_cores_of_one_socket(
+    threads: int, chosen: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    busy = [30.0, 10.0, 40.0, 0.0, 0.0, 0.0, 60.0, 0.0]
+    machine = (Core(0, (0, 4)), Core(0, (1, 5)), Core(1, (2, 6)), Core(1, (3, 7)))
+    monkeypatch.setattr(measure, "cores", lambda: machine)
+    monkeypatch.setattr(psutil, "cpu_percent", lambda interval, percpu: busy)
+    assert measure._quiet_cpus(threads) == chosen
+
+
+@pytest.mark.parametrize("spinning", [True, False])
+def test_latency_runs_on_several_threads(spinning: bool, model: Path, inputs: dict[str, np.ndarray]) -> None:
+    if len(cores()) < 2:
+        pytest.skip("needs two cores")
+    (result,) = latency([model], inputs, RuntimeSetting(threads=2, spinning=spinning), **SHORT)
+    assert result.runs >= 6
 
 
 def test_latency_imports_nothing_from_the_working_folder(

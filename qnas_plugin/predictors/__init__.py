@@ -7,21 +7,82 @@ A predictor is a module of this folder (or of an entry point ``qnas_plugin.predi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from qnas_plugin import registry
 from qnas_plugin.space import Features
+
+FOLDS = 5
 
 
 class Predictor(Protocol):
     """Learns one metric from few candidates; what counts is the order of its predictions."""
 
     def fit(self, X: Features, y: npt.NDArray[np.float64]) -> None:
-        """Learns from ``(m, f)`` features and ``(m,)`` values."""
+        """Learns from ``(m, f)`` features and ``(m,)`` values, ``m`` at least 2."""
         ...
 
     def predict(self, X: Features) -> npt.NDArray[np.float64]:
         """Values ``(m,)`` for ``(m, f)`` features."""
         ...
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Moves values to mean 0 and standard deviation 1, and back."""
+
+    mean: float
+    deviation: float
+
+    @classmethod
+    def of(cls, y: npt.NDArray[np.float64]) -> Scale:
+        """The scale of these values; constant ones are only moved."""
+        return cls(float(y.mean()), float(y.std()) or 1.0)
+
+    def down(self, y: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Values to standard ones."""
+        return (y - self.mean) / self.deviation
+
+    def up(self, y: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Standard values back to values."""
+        return y * self.deviation + self.mean
+
+
+def choose(
+    names: Sequence[str], X: Features, y: npt.NDArray[np.float64], rng: np.random.Generator
+) -> tuple[Predictor, float]:
+    """Trains the predictor that ranks best.
+
+    Args:
+        names: Registered predictors; the first one wins a tie.
+        X: One-hot features ``(m, f)``, ``m`` at least 3.
+        y: Values ``(m,)``.
+        rng: Draws the folds.
+
+    Returns:
+        The predictor, trained on all rows, and the Kendall tau of its cross-validated predictions; 0 where they or the
+        values are constant.
+    """
+    folds = np.array_split(rng.permutation(len(y)), min(FOLDS, len(y)))
+    taus = [_tau(name, X, y, folds) for name in names]
+    best = int(np.argmax(taus))
+    predictor: Predictor = registry.load("predictors", names[best]).create()
+    predictor.fit(X, y)
+    return predictor, taus[best]
+
+
+def _tau(name: str, X: Features, y: npt.NDArray[np.float64], folds: Sequence[npt.NDArray[np.int64]]) -> float:
+    from scipy.stats import kendalltau
+
+    predicted = np.empty(len(y))
+    for fold in folds:
+        rest = np.setdiff1d(np.arange(len(y)), fold)
+        predictor: Predictor = registry.load("predictors", name).create()
+        predictor.fit(X[rest], y[rest])
+        predicted[fold] = predictor.predict(X[fold])
+    return float(np.nan_to_num(kendalltau(predicted, y).statistic))

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from qnas_plugin.measure import logits
 
 from qnas_plugin import registry
 from qnas_plugin.errors import CheckpointError, UsageError
 from qnas_plugin.materialize import export, export_module, materialize
+from qnas_plugin.measure import logits
 from qnas_plugin.space import Candidate, Precision
 from qnas_plugin.supernets import Elastic, Supernet, check_labels
 from qnas_plugin.tasks import Batch
@@ -118,7 +118,7 @@ def test_materialize_matches_torch_for_random_subnets(supernet: Supernet, family
     graph = export(supernet, {name: array[:1] for name, array in INPUTS[family].items()})
     for candidate in sampled(supernet, 6):
         cut = supernet.cut(candidate)
-        got = logits(materialize(graph, cut), INPUTS[family])
+        got = logits(materialize(graph, cut).SerializeToString(), INPUTS[family])
         supernet.activate(cut)
         np.testing.assert_allclose(got, run(supernet, family), atol=1e-5)
         supernet.activate(None)
@@ -129,7 +129,9 @@ def test_materialize_matches_the_plain_export_of_the_subnet(supernet: Supernet, 
     candidate = sampled(supernet, 3)[2]
     plain = export_module(hard_pruned(supernet, candidate), INPUTS[family])
     sliced = materialize(graph, supernet.cut(candidate))
-    np.testing.assert_allclose(logits(sliced, INPUTS[family]), logits(plain, INPUTS[family]), atol=1e-5)
+    np.testing.assert_allclose(
+        logits(sliced.SerializeToString(), INPUTS[family]), logits(plain.SerializeToString(), INPUTS[family]), atol=1e-5
+    )
     assert sliced.ByteSize() < 1.05 * plain.ByteSize()
 
 

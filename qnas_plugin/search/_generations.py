@@ -1,0 +1,131 @@
+"""Ask and tell for algorithms that work in generations, without waiting for a generation to finish."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+
+import numpy as np
+
+from qnas_plugin.search import Observation, Problem
+from qnas_plugin.space import Candidate, Genes, Precision, SearchSpace
+
+Rank = Callable[[int, Sequence[Observation]], Iterable[Genes]]
+"""Generation number and the trials before it to genotypes ``(n,)``, most wanted first; may be endless."""
+
+PATIENCE = 1000
+"""So many known candidates in a row, and the space is taken for nearly exhausted."""
+
+
+class Generations:
+    """Asks for the candidates that a generation ranks first.
+
+    Generation ``g`` is ranked from the first ``g * population`` trials alone. What is asked therefore depends on the
+    trials that were told and not on when they were: a resumed run goes on as the uninterrupted one would have. While
+    trials of a generation are still in flight, its ranking simply goes on.
+
+    Args:
+        space: The variables.
+        population: How many trials make a generation.
+        rank: Ranks a generation; deterministic.
+    """
+
+    def __init__(self, space: SearchSpace, population: int, rank: Rank) -> None:
+        self._space, self._population, self._rank = space, population, rank
+        self._told: list[Observation] = []
+        self._visited: set[str] = set()
+        self._generation = -1
+        self._queue: list[Candidate] = []
+        self._rest: Iterator[Candidate] = iter(())
+
+    def tell(self, observations: Sequence[Observation]) -> None:
+        """Takes finished trials in the order in which they were stored."""
+        self._told.extend(observations)
+        self._visited.update(observation.candidate.key for observation in observations)
+
+    def ask(self, in_flight: Collection[str] = ()) -> Candidate | None:
+        """The next candidate to evaluate; None when none is left."""
+        generation = len(self._told) // self._population
+        if generation != self._generation:
+            self._generation, self._queue, self._rest = generation, [], self._ranked(generation)
+        self._queue = [candidate for candidate in self._queue if candidate.key not in self._visited]
+        for candidate in self._queue:
+            if candidate.key not in in_flight:
+                return candidate
+        for candidate in self._rest:
+            if candidate.key not in self._visited:
+                self._queue.append(candidate)
+                if candidate.key not in in_flight:
+                    return candidate
+        return None
+
+    def _ranked(self, generation: int) -> Iterator[Candidate]:
+        """Each candidate that the trials before this generation have not visited, once."""
+        history = self._told[: generation * self._population]
+        seen = {observation.candidate.key for observation in history}
+        misses = 0
+        for genes in self._rank(generation, history):
+            candidate = self._space.decode(genes)
+            if candidate.key not in seen:
+                seen.add(candidate.key)
+                misses = 0
+                yield candidate
+            elif (misses := misses + 1) == PATIENCE:
+                break
+        for genes in every_genotype(self._space):
+            candidate = self._space.decode(genes)
+            if candidate.key not in seen:
+                yield candidate
+
+
+def every_genotype(space: SearchSpace) -> Iterator[Genes]:
+    """All canonical genotypes ``(n,)`` in lexicographic order, one by one."""
+    genes = np.zeros(len(space), dtype=np.int64)
+    while True:
+        yield genes.copy()
+        free = np.flatnonzero(space.active(genes[None, :])[0] & (genes < space.sizes - 1))
+        if not len(free):
+            return
+        genes[free[-1]] += 1
+        genes[free[-1] + 1 :] = 0
+
+
+def random_genotypes(space: SearchSpace, rng: np.random.Generator) -> Iterator[Genes]:
+    """Endless canonical genotypes ``(n,)``, each gene drawn uniformly."""
+    while True:
+        yield from space.sample(64, rng)
+
+
+def spread_genotypes(space: SearchSpace, count: int, rng: np.random.Generator) -> Genes:
+    """``(count, n)`` canonical genotypes, each with its own mean size and its own share of FP32.
+
+    With many variables, uniform draws are all of middling size and half INT8; these reach from corner to corner.
+    """
+    precision = np.array([variable.kind == "precision" for variable in space.variables])
+    level = np.where(precision, rng.random((count, 1)), rng.random((count, 1)))
+    return space.canonical(rng.binomial(space.sizes - 1, level))
+
+
+def first_generation(space: SearchSpace, rng: np.random.Generator) -> Iterator[Genes]:
+    """The four baselines (largest and smallest subnet, all FP32 and all INT8), then endless draws between them."""
+    for size in ("largest", "smallest"):
+        for precision in (Precision.FP32, Precision.INT8):
+            yield space.encode(space.corner(size, precision))
+    while True:
+        yield from spread_genotypes(space, 64, rng)
+
+
+def measured(problem: Problem, history: Sequence[Observation]) -> tuple[Genes, list[Mapping[str, float]]]:
+    """Genotypes ``(m, n)`` and metrics of the trials that have every metric of the objectives and limits."""
+    needed = metric_names(problem)
+    complete = [
+        (problem.space.encode(observation.candidate), observation.metrics)
+        for observation in history
+        if observation.metrics is not None and all(name in observation.metrics for name in needed)
+    ]
+    genes = np.array([row for row, _ in complete], dtype=np.int64).reshape(-1, len(problem.space))
+    return genes, [metrics for _, metrics in complete]
+
+
+def metric_names(problem: Problem) -> list[str]:
+    """The metrics of the objectives and the limits, each once, in order."""
+    return list(dict.fromkeys([*problem.objectives, *(limit.metric for limit in problem.limits)]))

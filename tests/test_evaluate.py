@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from qnas_plugin import registry
+from qnas_plugin.errors import MaterializeError
+from qnas_plugin.evaluate import Evaluator
+from qnas_plugin.hardware import RuntimeSetting
+from qnas_plugin.space import Precision
+from qnas_plugin.supernets import Elastic
+from qnas_plugin.tasks import SplitSizes
+
+
+def make(family: str, checkpoint: Path, data: str) -> Evaluator:
+    task = registry.load("tasks", "text_classification" if family == "bert" else "image_classification")
+    elastic = Elastic((2, 3, 4), (1, 2, 4), (16, 32, 48))
+    supernet = registry.load("supernets", family).load(str(checkpoint), elastic=elastic)
+    dataset = task.load(data, sizes=SplitSizes(calibration=16, search=60))
+    setting = RuntimeSetting(sequence_length=16 if family == "bert" else None)
+    return Evaluator(supernet, dataset, task.processor(str(checkpoint)), setting)
+
+
+@pytest.fixture(scope="module", params=["bert", "vit"])
+def evaluator(
+    request: pytest.FixtureRequest, bert_checkpoint: Path, vit_checkpoint: Path, sentences: Path
+) -> Evaluator:
+    if request.param == "bert":
+        return make("bert", bert_checkpoint, str(sentences))
+    return make("vit", vit_checkpoint, "digits")
+
+
+def test_evaluate_measures_the_file_that_it_leaves(evaluator: Evaluator, tmp_path: Path) -> None:
+    space = evaluator.supernet.space
+    candidate = space.decode(space.sample(1, np.random.default_rng(0))[0])
+    evaluation = evaluator.evaluate(candidate, tmp_path)
+    assert set(evaluation.metrics) == {"accuracy", "latency_ms", "size_mb"}
+    assert evaluation.metrics["size_mb"] == (tmp_path / "model.onnx").stat().st_size / 1e6
+    predictions = evaluator.predict(tmp_path / "model.onnx", evaluator.dataset.search)
+    assert evaluation.metrics["accuracy"] == np.mean(predictions == evaluator.dataset.search.labels)
+    assert set(evaluation.seconds) == {"slice", "calibrate", "quantize", "write", "accuracy", "latency"}
+    assert evaluation.spread["latency_ms"] >= 0
+
+
+def test_predict_agrees_with_one_example_at_a_time(evaluator: Evaluator, tmp_path: Path) -> None:
+    """Batches by length are padded; one example alone is not."""
+    space = evaluator.supernet.space
+    model = evaluator.build(space.corner("largest", Precision.FP32))
+    onnx.save(model, tmp_path / "model.onnx")
+    examples = evaluator.dataset.report
+    together = evaluator.predict(tmp_path / "model.onnx", examples)
+    from qnas_plugin import measure
+
+    alone = measure.predict(tmp_path / "model.onnx", evaluator.processor.batches(examples.inputs, 1), threads=1)
+    np.testing.assert_array_equal(together, alone)
+
+
+def test_build_gives_the_same_bytes_from_a_fresh_evaluator(
+    bert_checkpoint: Path, sentences: Path, evaluator: Evaluator
+) -> None:
+    first, second = (make("bert", bert_checkpoint, str(sentences)) for _ in range(2))
+    space = first.supernet.space
+    candidates = [space.decode(genes) for genes in space.sample(3, np.random.default_rng(1))]
+    for candidate in candidates[::-1]:
+        second.build(candidate)
+    for candidate in candidates:
+        files = [e.build(candidate).SerializeToString(deterministic=True) for e in (first, second)]
+        assert files[0] == files[1]
+
+
+def test_build_quantizes_what_the_policy_says(evaluator: Evaluator) -> None:
+    space = evaluator.supernet.space
+    sizes = {precision: evaluator.build(space.corner("largest", precision)).ByteSize() for precision in Precision}
+    assert sizes[Precision.INT8] < sizes[Precision.FP32]
+    int8 = evaluator.build(space.corner("largest", Precision.INT8))
+    stored = {i.name for i in int8.graph.initializer if i.data_type in (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)}
+    assert len([name for name in stored if name.endswith("_quantized")]) >= len(evaluator.supernet.groups)
+
+
+def test_check_catches_a_graph_that_differs_from_torch(evaluator: Evaluator) -> None:
+    candidate = evaluator.supernet.space.corner("largest", Precision.FP32)
+    evaluator.check(candidate)
+    bias = evaluator.supernet.model.classifier.bias.data
+    bias[0] += 1
+    try:
+        with pytest.raises(MaterializeError, match="differs from torch by 1"):
+            evaluator.check(candidate)
+    finally:
+        bias[0] -= 1
