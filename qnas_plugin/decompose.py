@@ -19,8 +19,8 @@ Granularity = Literal["linear", "shared-input", "half-block", "block"]
 GRANULARITIES: Mapping[Granularity, int] = {"linear": 99, "shared-input": 3, "half-block": 2, "block": 1}
 """What is one row: the number of levels down to which the parts of a block stay apart.
 
-``shared-input`` joins the linear layers that read one tensor, and so share its quantization; ``half-block`` the attention
-and the feed-forward part of a layer, each with all its linear layers.
+``shared-input`` joins the linear layers that read one tensor, and so share its quantization; ``half-block`` the
+attention and the feed-forward part of a layer, each with all its linear layers.
 """
 
 

@@ -49,7 +49,9 @@ def build(graph: Graph, supernet: Supernet, candidate: Candidate) -> onnx.ModelP
     return Calibrated(model, groups, ranges(model)).emit(policy)
 
 
-def isolate(graph: Graph, supernet: Supernet, decomposition: Decomposition, inputs: Inputs, folder: Path) -> list[Alone]:
+def isolate(
+    graph: Graph, supernet: Supernet, decomposition: Decomposition, inputs: Inputs, folder: Path
+) -> list[Alone]:
     """Each row as a model of its own; rows without any node are left out.
 
     Args:
@@ -66,7 +68,7 @@ def isolate(graph: Graph, supernet: Supernet, decomposition: Decomposition, inpu
         part, genes = decomposition.example(key)
         candidate = supernet.space.decode(genes)
         networks.setdefault(supernet.space.architecture(candidate), []).append((key, part, candidate))
-    alone = []
+    alone: list[Alone] = []
     for rows in networks.values():
         model = onnx.shape_inference.infer_shapes(materialize(graph, supernet.cut(rows[0][2])))
         owners = {node.name: _owner(node, decomposition.parts) for node in model.graph.node}

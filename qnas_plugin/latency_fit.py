@@ -89,9 +89,7 @@ def design(decomposition: Decomposition, count: int, rng: np.random.Generator) -
     """
     space = decomposition.space
     corners = [
-        space.encode(space.corner(size, precision))  # type: ignore[arg-type]
-        for size in ("largest", "smallest")
-        for precision in Precision
+        space.encode(space.corner(size, precision)) for size in ("largest", "smallest") for precision in Precision
     ]
     pool = np.unique(np.concatenate([np.array(corners), _pool(decomposition, rng)]), axis=0)
     order = [int(np.flatnonzero((pool == corner).all(axis=1))[0]) for corner in corners]
@@ -115,7 +113,8 @@ def design(decomposition: Decomposition, count: int, rng: np.random.Generator) -
         gain /= np.sqrt(1 + X[order[-1]] @ gain)
         inverse -= np.outer(gain, gain)
         variance -= (X @ gain) ** 2
-    return pool[order[:count]]
+    chosen: Genes = pool[order[:count]]
+    return chosen
 
 
 def errors(predicted: Floats, measured: Floats) -> Errors:
@@ -164,7 +163,8 @@ def _covariance(alone: Floats, keys: Sequence[Key]) -> Floats:
     same_kind = kinds[:, None] == kinds
     same_words = np.array(words)[:, None] == np.array(words)
     size = np.maximum(alone, 0.01 * alone.mean())
-    return (same_kind / 3 + same_words / 3 + np.eye(len(keys)) / 3) * np.outer(size, size)
+    together: Floats = same_kind / 3 + same_words / 3 + np.eye(len(keys)) / 3
+    return together * np.outer(size, size)
 
 
 def _scale(A: Features, alone: Floats) -> float:

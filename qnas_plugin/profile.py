@@ -6,29 +6,28 @@ groups. What was measured is kept in a file beside the table, so that a stopped 
 
 from __future__ import annotations
 
-import json
-import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import count, islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from qnas_plugin import hardware, measure, registry
 from qnas_plugin.decompose import GRANULARITIES, Decomposition, Granularity, join
 from qnas_plugin.environment import environment
-from qnas_plugin.errors import HardwareError, LatencyTableError, OutputError
-from qnas_plugin.files import make_folder, write_bytes
+from qnas_plugin.errors import HardwareError, LatencyTableError
+from qnas_plugin.files import make_folder
 from qnas_plugin.hardware import HardwareProfile, RuntimeSetting
 from qnas_plugin.isolate import build, isolate
-from qnas_plugin.latency_fit import Fit, Floats, design, drift, errors, fit
+from qnas_plugin.latency_fit import Fit, Floats, design, errors, fit
 from qnas_plugin.latency_table import Fidelity, LatencyTable, Row, setting_of, table_name, write
 from qnas_plugin.materialize import Graph, export
+from qnas_plugin.measured import Arrays, Measured, Purpose, append, resume
 from qnas_plugin.request import ProfileRequest, parse_duration
 from qnas_plugin.space import Genes, Precision, unique_rows
 from qnas_plugin.supernets import Supernet
@@ -46,57 +45,6 @@ MAX_NOISE, MAX_DRIFT, MIN_CORE_SHARE = 0.03, 0.08, 0.95
 
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 """How much of the reference's deviation may be taken for the machine's; cross-validation chooses."""
-
-Purpose = Literal["fit", "test", "repeat"]
-
-
-@dataclass(frozen=True)
-class Timing:
-    """A network that was timed.
-
-    Args:
-        purpose: Whether rows are fitted to it, tested on it, or it is a second time that a test is timed.
-        genes: Its canonical genotype.
-        ms: Median.
-        spread: How far its rounds were apart, relative.
-        core_share: See ``measure.Latency``.
-        group: The number of its group.
-    """
-
-    purpose: Purpose
-    genes: tuple[int, ...]
-    ms: float
-    spread: float
-    core_share: float
-    group: int
-
-
-@dataclass
-class Measured:
-    """What was measured so far: the content of the file beside the table.
-
-    Args:
-        alone: Milliseconds of each part's key.
-        timings: Of all networks, in order.
-        reference: Milliseconds of the reference network in each group.
-        seconds: How long everything took.
-    """
-
-    alone: dict[str, float] = field(default_factory=dict)
-    timings: list[Timing] = field(default_factory=list)
-    reference: list[float] = field(default_factory=list)
-    seconds: float = 0.0
-
-    def add(self, line: Mapping[str, Any]) -> None:
-        """Takes one line of the file."""
-        self.alone |= line.get("alone", {})
-        if "reference" in line:
-            self.timings += [
-                Timing(**{**timing, "genes": tuple(timing["genes"]), "group": len(self.reference)})
-                for timing in line["networks"]
-            ]
-            self.reference.append(line["reference"])
-        self.seconds += line.get("seconds", 0.0)
 
 
 @dataclass(frozen=True)
@@ -159,13 +107,13 @@ def profile(
     }
     name = table_name(request.supernet, supernet.shape, setting)
     work = request.out / sku.name / f"{name}.measured.jsonl"
-    measured = _resume(work, identity)
+    measured = resume(work, identity)
     if measured.timings:
         on_stage(f"Going on after {len(measured.timings)} networks of an earlier run")
     bench = Bench(supernet, export(supernet, inputs), inputs, setting)
     if not measured.alone:
         on_stage("Timing the parts alone")
-        _append(work, measured, bench.alone)
+        append(work, measured, bench.alone)
     on_stage("Timing whole networks")
     budget = parse_duration(request.budget)
     for group in islice(bench.groups(request.seed), len(measured.reference), None):
@@ -173,7 +121,7 @@ def profile(
         pace = measured.seconds / (len(measured.reference) + 1)
         if measured.seconds + pace > budget and len(measured.reference) >= MINIMUM:
             break
-        _append(work, measured, lambda group=group: bench.time(group))  # type: ignore[misc]
+        append(work, measured, lambda group=group: bench.time(group))  # type: ignore[misc]
     on_progress(Progress(len(measured.timings), budget, budget))
     on_stage("Fitting rows and testing them")
     table = conclude(request.supernet, supernet, sku, setting, measured, wrong)
@@ -198,9 +146,7 @@ class Bench:
             for path, part in zip(paths, alone, strict=True):
                 path.write_bytes(part.model.SerializeToString())
             inputs = {name: array for part in alone for name, array in part.inputs.items()}
-            latencies = measure.latency(
-                paths, inputs, self.setting, minimum_runs=20, minimum_seconds=0.12, rounds=2
-            )
+            latencies = measure.latency(paths, inputs, self.setting, minimum_runs=20, minimum_seconds=0.12, rounds=2)
         times = {str(part.key): latency.median for part, latency in zip(alone, latencies, strict=True)}
         return {"alone": {str(key): times.get(str(key), 0.0) for key in parts.keys}}
 
@@ -266,7 +212,7 @@ def conclude(
     began = time.monotonic()
     if len(measured.reference) < MINIMUM:
         raise LatencyTableError(f"{len(measured.reference)} groups of networks are too few; allow a longer --budget")
-    data = _Data(measured)
+    data = Arrays(measured)
     decompositions = {granularity: _decomposition(supernet, granularity) for granularity in GRANULARITIES}
     alone = {granularity: _alone(supernet, d, measured.alone) for granularity, d in decompositions.items()}
 
@@ -307,9 +253,7 @@ def conclude(
             repeated=len(first),
             alone=errors(decompositions["linear"].counts(genes) @ alone["linear"], ms),
             by_granularity={granularity: errors(predicted, ms) for granularity, predicted in tested.items()},
-            by_networks=tuple(
-                (n, errors(d.counts(genes) @ fitted(best, share, n).ms, ms).mean_error) for n in sizes
-            ),
+            by_networks=tuple((n, errors(d.counts(genes) @ fitted(best, share, n).ms, ms).mean_error) for n in sizes),
         ),
         tested=tuple(zip(ms.tolist(), tested[best].tolist(), strict=True)),
         rows=tuple(
@@ -319,27 +263,6 @@ def conclude(
             )
         ),
     )
-
-
-@dataclass(frozen=True)
-class _Data:
-    """Measurements as arrays, corrected by the reference."""
-
-    measured: Measured
-
-    def genes(self, purpose: Purpose) -> Genes:
-        return np.array([timing.genes for timing in self.measured.timings if timing.purpose == purpose])
-
-    def ms(self, purpose: Purpose, share: float) -> Floats:
-        slower = drift(np.array(self.measured.reference), share)
-        return np.array([t.ms / slower[t.group] for t in self.measured.timings if t.purpose == purpose])
-
-    def pairs(self, share: float) -> tuple[Floats, Floats]:
-        """First and second time of each network that was timed twice."""
-        again = self.ms("repeat", share)
-        position = {genes: i for i, genes in enumerate(map(tuple, self.genes("test").tolist()))}
-        which = [position[timing.genes] for timing in self.measured.timings if timing.purpose == "repeat"]
-        return self.ms("test", share)[which], again
 
 
 def _decomposition(supernet: Supernet, granularity: Granularity) -> Decomposition:
@@ -374,49 +297,3 @@ def _problems(measured: Measured, noise: float) -> list[str]:
     if share < MIN_CORE_SHARE:
         problems.append(f"other work ran on the cores that were measured: they were free {share:.0%} of the time")
     return problems
-
-
-def _resume(work: Path, identity: Mapping[str, Any]) -> Measured:
-    """What an earlier run measured; begins the file when there is none."""
-    measured = Measured()
-    try:
-        lines = work.read_text(encoding="utf-8").splitlines() if work.exists() else []
-        records = []
-        for line in lines:
-            try:
-                records.append(json.loads(line))
-            except ValueError:
-                break  # a run was stopped while it wrote this line
-        if not records:
-            write_bytes(work, (json.dumps(identity, sort_keys=True) + "\n").encode())
-            return measured
-        if records[0] != identity:
-            changed = [name for name in identity if records[0].get(name) != identity[name]]
-            raise LatencyTableError(
-                f"{work} was measured with another {changed[0] if changed else 'version'}; give another --out, or "
-                "remove the file to measure anew"
-            )
-        for record in records[1:]:
-            measured.add(record)
-        if len(records) < len(lines):
-            write_bytes(work, "".join(json.dumps(record, sort_keys=True) + "\n" for record in records).encode())
-    except OSError as error:
-        raise OutputError(f"cannot read or write {work}: {error.strerror or error}") from None
-    except (KeyError, TypeError, AttributeError) as error:
-        raise LatencyTableError(f"{work} is damaged ({error}); remove it to measure anew") from None
-    return measured
-
-
-def _append(work: Path, measured: Measured, make: Callable[[], dict[str, Any]]) -> None:
-    """Makes a line, and adds it with the time that it took to the file and to what was measured."""
-    began = time.monotonic()
-    line = make()
-    line["seconds"] = time.monotonic() - began
-    try:
-        with work.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, sort_keys=True) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise OutputError(f"cannot write {work}: {error.strerror or error}") from None
-    measured.add(line)
