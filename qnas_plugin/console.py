@@ -70,6 +70,8 @@ def tuning(request: TuneRequest) -> Result:
 
         result = tune(request, on_stage=lambda text: bar.console.print(f"[dim]{text}[/dim]"), on_progress=on_progress)
     console.print(_table(result))
+    for sentence in _latency_notes(result.record["latency"]):
+        console.print(f"[yellow]{sentence}[/yellow]")
     console.print(f"Written to {request.out}: pareto.json and {len(result.members)} models under pareto/")
     console.print(result.reason[0].upper() + result.reason[1:] + ".")
     return result
@@ -126,8 +128,23 @@ def _say_tenths(done: int, total: int, text: str) -> None:
         console.print(f"{done} of {total}: {text}")
 
 
+def _latency_notes(latency: Mapping[str, Any]) -> list[str]:
+    """What a reader of latencies must know: that a table predicted them, with its error, or that it does not fit."""
+    notes = [f"The latency table does not quite fit: {note}." for note in latency["notes"]]
+    if latency["verified"] == "predicted":
+        table = latency["table"]
+        notes.insert(
+            0,
+            f"Latencies are predicted, not measured: by the latency table {table['name']}, whose mean error on "
+            f"{table['held_out']} held-out networks is {table['mean_error']:.1%}.",
+        )
+    return notes
+
+
 def _table(result: Result) -> Table:
-    table = Table(title="Pareto set, measured on the report split", title_justify="left")
+    predicted = result.record["latency"]["verified"] == "predicted"
+    title = "accuracy measured on the report split, latency predicted" if predicted else "measured on the report split"
+    table = Table(title=f"Pareto set, {title}", title_justify="left")
     table.add_column("")
     for name in ("accuracy", "latency ms", "size MB", "vs INT8: faster", "smaller", "points"):
         table.add_column(name, justify="right")

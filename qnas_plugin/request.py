@@ -147,6 +147,9 @@ class TuneRequest(Request):
         threads, batch, seq_len: Replace the profile's runtime setting; None keeps it.
         objectives: Two or three metrics.
         limits: Bounds that the recommended member must keep, like ``latency_ms<=5``.
+        latency: Whether the search measures latencies here, or takes them from the SKU's latency table.
+        table: A file instead of the table that is found.
+        insist: Whether to take a table that does not fit; the result says so.
         max_accuracy_drop: How much accuracy the recommended member may lose against all-INT8 of the full network.
         algorithm: The registered search algorithm.
         trials: Candidates to evaluate in all, those of an earlier, stopped run included.
@@ -160,6 +163,9 @@ class TuneRequest(Request):
     seq_len: int | None = Field(None, ge=2)
     objectives: tuple[str, ...] = ("accuracy", "latency_ms")
     limits: tuple[str, ...] = ()
+    latency: Literal["measured", "table"] = "measured"
+    table: Path | None = None
+    insist: bool = False
     max_accuracy_drop: float = Field(0.01, ge=0, le=1)
     algorithm: str = "linas"
     trials: int = Field(250, ge=1)
@@ -184,6 +190,8 @@ class TuneRequest(Request):
 
     @model_validator(mode="after")
     def _measured(self) -> Self:
+        if self.latency == "measured" and (self.table is not None or self.insist):
+            raise UsageError("--table and --insist are for --latency table")
         for limit in self.parsed_limits:
             if limit.metric not in self.objectives and limit.metric != "size_mb":
                 raise UsageError(f"the limit '{limit}' needs '{limit.metric}' among the objectives")
