@@ -13,10 +13,13 @@ from rich.table import Table
 
 from qnas_plugin import registry
 from qnas_plugin.errors import UnknownNameError
-from qnas_plugin.request import TrainRequest, TuneRequest
+from qnas_plugin.files import write_bytes
+from qnas_plugin.request import ProfileRequest, TrainRequest, TuneRequest
 
 if TYPE_CHECKING:
     from qnas_plugin.artifacts import Member, Result
+    from qnas_plugin.latency_table import LatencyTable
+    from qnas_plugin.profile import Progress as Profiled
     from qnas_plugin.training.instatune import Step
     from qnas_plugin.tune import Progress as Searched
 
@@ -75,6 +78,94 @@ def tuning(request: TuneRequest) -> Result:
     console.print(f"Written to {request.out}: pareto.json and {len(result.members)} models under pareto/")
     console.print(result.reason[0].upper() + result.reason[1:] + ".")
     return result
+
+
+def profiling(request: ProfileRequest) -> LatencyTable:
+    """Makes a latency table, with a bar of the time budget, and says how good it is."""
+    from qnas_plugin.profile import profile
+
+    with _bar("{task.fields[networks]}") as bar:
+        task = bar.add_task("Measuring", total=None, networks="", visible=False)
+
+        def on_progress(done: Profiled) -> None:
+            text = f"{done.networks} networks"
+            bar.update(task, total=int(done.budget), completed=int(done.seconds), networks=text, visible=True)
+            _say_tenths(int(done.seconds), int(done.budget), text)
+
+        table, path = profile(
+            request, on_stage=lambda text: bar.console.print(f"[dim]{text}[/dim]"), on_progress=on_progress
+        )
+    fidelity, errors = table.fidelity, table.fidelity.errors
+    console.print(
+        f"On {fidelity.held_out} held-out networks: mean error {errors.mean_error:.2%}, within 5 % "
+        f"{errors.within_5:.0%}, Kendall tau {errors.kendall_tau:.3f}; two measurements of one differ by "
+        f"{fidelity.noise:.2%}, the sum of parts timed alone is off by {fidelity.alone.mean_error:.1%}"
+    )
+    for problem in table.problems:
+        console.print(f"[yellow]Think before you publish this table: {problem}.[/yellow]")
+    console.print(f"{len(table.rows)} rows ({table.granularity}) from {table.networks} networks, written to {path}")
+    return table
+
+
+def detecting(name: str | None, out: Path | None) -> None:
+    """Describes this machine and writes its hardware profile, unless a known one fits."""
+    from qnas_plugin import hardware
+    from qnas_plugin.errors import HardwareError
+
+    machine = hardware.detect()
+    console.print(f"This machine: {machine}")
+    if name is None:
+        try:
+            known = hardware.match(machine)
+        except HardwareError as error:
+            console.print(f"{error}")
+            name = hardware.suggest_name(machine)
+        else:
+            console.print(f"Its hardware profile is '{known.name}'; for one of your own give --name")
+            return
+    path = hardware.write_profile(hardware.describe(machine, name), out or hardware.user_folder("hardware_profiles"))
+    console.print(f"Wrote {path}; complete by hand what the system does not tell, then use --hardware {path}")
+
+
+def comparing(before: Path, after: Path) -> None:
+    """Prints what got slower and faster between two latency tables."""
+    from qnas_plugin import latency_table
+
+    tables = latency_table.load(before), latency_table.load(after)
+    changes = latency_table.compare(*tables)
+    for label, table in zip(("before", "after"), tables, strict=True):
+        console.print(
+            f"{label}: {table}, {table.created}, onnxruntime {table.versions.get('onnxruntime')}, "
+            f"mean error {table.fidelity.errors.mean_error:.2%}"
+        )
+    certain = [change for change in changes if change.certain]
+    shown = Table(title="Rows that differ by more than twice their spread, slower ones first", title_justify="left")
+    for column in ("row", "before ms", "after ms", "change"):
+        shown.add_column(column, justify="left" if column == "row" else "right")
+    for change in certain:
+        ratio = f"{change.after / change.before - 1:+.1%}" if change.before else "new"
+        shown.add_row(change.key, f"{change.before:.4f}", f"{change.after:.4f}", ratio)
+    if certain:
+        Console(highlight=False).print(shown)
+    console.print(f"{len(certain)} of {len(changes)} rows differ")
+
+
+def merging(first: Path, second: Path, out: Path) -> None:
+    """Writes one table with the rows of two."""
+    from qnas_plugin import latency_table
+
+    table = latency_table.merge(latency_table.load(first), latency_table.load(second))
+    path = latency_table.write(table, out)
+    console.print(f"Wrote {path} with {len(table.rows)} rows; its fidelity is the worse one's, nobody tested it anew")
+
+
+def plotting(source: Path, out: Path | None) -> None:
+    """Writes the plots of a latency table."""
+    from qnas_plugin import latency_plot, latency_table
+
+    path = out or source.with_suffix(".html")
+    write_bytes(path, latency_plot.render(latency_table.load(source)).encode())
+    console.print(f"Wrote {path}")
 
 
 def exporting(study: Path, out: Path, key: str | None, candidate: Path | None, precision: str) -> None:

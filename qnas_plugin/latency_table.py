@@ -111,6 +111,7 @@ class LatencyTable(_Checked):
         system: The operating system.
         versions: Of the runtime and other packages.
         created: Date and time, ISO 8601.
+        merged: When the tables were created that this one was merged from; its fidelity is that of the worse one.
         networks: How many whole networks were fitted to.
         seconds: How long it took to measure, build and test.
         disturbance: Median over all networks of how far the rounds of one measurement were apart, relative.
@@ -130,6 +131,7 @@ class LatencyTable(_Checked):
     system: str
     versions: Mapping[str, str | None]
     created: str
+    merged: Annotated[tuple[str, ...], Field(strict=False)] = ()
     networks: Annotated[int, Field(ge=0)]
     seconds: NotNegative
     disturbance: NotNegative
@@ -146,8 +148,7 @@ class LatencyTable(_Checked):
             raise ValueError(f"the row '{twice[0]}' stands twice")
         return tuple(sorted(rows, key=lambda row: row.key))
 
-    @cached_property
-    def by_key(self) -> Mapping[str, Row]:
+    def by_key(self) -> dict[str, Row]:
         """Each row by its key."""
         return {row.key: row for row in self.rows}
 
@@ -318,7 +319,8 @@ class Estimator:
     supernet: Supernet
 
     def __post_init__(self) -> None:
-        missing = [str(key) for key in self._decomposition.keys if str(key) not in self.table.by_key]
+        rows = self.table.by_key()
+        missing = [str(key) for key in self._decomposition.keys if str(key) not in rows]
         if missing:
             remedy = command(self.table.supernet, self.table.hardware.name, self.table.setting)
             raise LatencyTableError(
@@ -335,13 +337,14 @@ class Estimator:
 
     @cached_property
     def _ms(self) -> npt.NDArray[np.float64]:
-        return np.array([self.table.by_key[str(key)].ms for key in self._decomposition.keys])
+        rows = self.table.by_key()
+        return np.array([rows[str(key)].ms for key in self._decomposition.keys])
 
 
 def merge(first: LatencyTable, second: LatencyTable) -> LatencyTable:
     """One table with the rows of two; rows of both are averaged, the more certain one counts more.
 
-    Nobody tested the merged table: its fidelity is the worse one of the two in each number, and it says so.
+    Nobody tested the merged table: it has the fidelity of the worse one, and says so in ``merged``.
 
     Raises:
         LatencyTableError: They are not of one SKU, supernet, setting, granularity and runtime.
@@ -353,8 +356,10 @@ def merge(first: LatencyTable, second: LatencyTable) -> LatencyTable:
     if _minor(first.versions.get("onnxruntime")) != _minor(second.versions.get("onnxruntime")):
         raise LatencyTableError(f"cannot merge {first} and {second}: they were measured with other onnxruntimes")
 
+    rows = first.by_key(), second.by_key()
+
     def row(key: str) -> Row:
-        both = [table.by_key[key] for table in (first, second) if key in table.by_key]
+        both = [table[key] for table in rows if key in table]
         if len(both) == 1:
             return both[0]
         certainty = np.array([1 / max(row.spread_ms, 1e-9) ** 2 for row in both])
@@ -368,16 +373,15 @@ def merge(first: LatencyTable, second: LatencyTable) -> LatencyTable:
         )
 
     worse = max(first, second, key=lambda table: table.fidelity.errors.mean_error)
-    dates = " and ".join(sorted([first.created, second.created]))
-    note = f"merged from tables of {dates}; its fidelity is that of the worse one and was not tested anew"
     return LatencyTable.model_validate(
-        dict(worse)
+        {name: getattr(worse, name) for name in LatencyTable.model_fields}
         | {
-            "rows": tuple(row(key) for key in sorted({*first.by_key, *second.by_key})),
+            "rows": tuple(row(key) for key in sorted({*rows[0], *rows[1]})),
             "created": max(first.created, second.created),
             "networks": first.networks + second.networks,
             "seconds": first.seconds + second.seconds,
-            "problems": (*dict.fromkeys([*first.problems, *second.problems]), note),
+            "problems": tuple(dict.fromkeys([*first.problems, *second.problems])),
+            "merged": tuple(sorted(date for table in (first, second) for date in table.merged or (table.created,))),
         }
     )
 
@@ -402,10 +406,11 @@ def compare(before: LatencyTable, after: LatencyTable) -> list[Change]:
         raise LatencyTableError(
             f"cannot compare {_words(before.supernet, before.shape)} with {_words(after.supernet, after.shape)}"
         )
+    later = after.by_key()
     changes = [
         Change(key, row.ms, other.ms, abs(other.ms - row.ms) > 2 * np.hypot(row.spread_ms, other.spread_ms))
-        for key, row in before.by_key.items()
-        if (other := after.by_key.get(key)) is not None
+        for key, row in before.by_key().items()
+        if (other := later.get(key)) is not None
     ]
     if not changes:
         raise LatencyTableError(
