@@ -33,6 +33,9 @@ from qnas_plugin.space import Genes, Precision, unique_rows
 from qnas_plugin.supernets import Supernet
 from qnas_plugin.tasks import Inputs
 
+SECONDS = 0.8
+"""Time of a network over all rounds."""
+
 GROUP = 9
 """Networks in a group, beside the reference."""
 HELD_OUT = 60
@@ -146,7 +149,9 @@ class Bench:
             for path, part in zip(paths, alone, strict=True):
                 path.write_bytes(part.model.SerializeToString())
             inputs = {name: array for part in alone for name, array in part.inputs.items()}
-            latencies = measure.latency(paths, inputs, self.setting, minimum_runs=20, minimum_seconds=0.12, rounds=2)
+            latencies = measure.latency(
+                paths, inputs, self.setting, minimum_runs=20, minimum_seconds=SECONDS / 6, rounds=2
+            )
         times = {str(part.key): latency.median for part, latency in zip(alone, latencies, strict=True)}
         return {"alone": {str(key): times.get(str(key), 0.0) for key in parts.keys}}
 
@@ -176,7 +181,7 @@ class Bench:
             for path, candidate in zip(paths, candidates, strict=True):
                 path.write_bytes(build(self.graph, self.supernet, candidate).SerializeToString())
             reference, *latencies = measure.latency(
-                paths, self.inputs, self.setting, minimum_runs=24, minimum_seconds=0.8, rounds=4
+                paths, self.inputs, self.setting, minimum_runs=24, minimum_seconds=SECONDS, rounds=4
             )
         return {
             "reference": reference.median,
