@@ -241,6 +241,42 @@ def profile(
 
 
 @app.command()
+def retarget(
+    study: Annotated[Path, typer.Option(help="Folder that qnas tune wrote.")],
+    hardware: Annotated[str, typer.Option(help="Hardware profile to find the Pareto set for, or auto.")],
+    threads: Annotated[Count, _option("Threads of the runtime.", "the profile's")] = None,
+    batch: Annotated[Count, _option("Examples a run.", "the profile's")] = None,
+    seq_len: Annotated[Count, _option("Tokens an example, for text.", "the study's")] = None,
+    table: Annotated[Path | None, _option("Latency table.", "the one that fits")] = None,
+    insist: InsistOption = False,
+    evaluate: Annotated[int, typer.Option(help="New accuracy evaluations to spend where predictions are unsure.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of every random choice.")] = 0,
+    out: Annotated[Path | None, _option("Folder for the result.", "STUDY/retarget/HARDWARE")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Turn a finished study into the Pareto set of another CPU or setting, by its latency table, in seconds.
+
+    Accuracies come from the stored trials and a predictor trained on them; nothing is measured without --evaluate.
+    """
+    from qnas_plugin.console import retargeting
+
+    result = retargeting(
+        study,
+        hardware,
+        threads=threads,
+        batch=batch,
+        seq_len=seq_len,
+        table=table,
+        insist=insist,
+        evaluate=evaluate,
+        seed=seed,
+        out=out,
+    )
+    if as_json:
+        print(json.dumps(result.record, indent=2, sort_keys=True))
+
+
+@app.command()
 def export(
     study: Annotated[Path, typer.Option(help="Folder that qnas tune wrote.")],
     out: Annotated[Path, typer.Option(help="Folder for the model.")],

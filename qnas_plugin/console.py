@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from qnas_plugin.artifacts import Member, Result
     from qnas_plugin.latency_table import LatencyTable
     from qnas_plugin.profile import Progress as Profiled
+    from qnas_plugin.retarget import Retargeted
     from qnas_plugin.training.instatune import Step
     from qnas_plugin.tune import Progress as Searched
 
@@ -68,7 +69,7 @@ def tuning(request: TuneRequest) -> Result:
             volume = f"  hypervolume {searched.hypervolume:.4f}" if searched.hypervolume is not None else ""
             bar.update(task, completed=searched.done, best=f"best: {best}{volume}", visible=True)
             _say_tenths(searched.done, searched.total, f"best: {best}{volume}")
-            if searched.trial is not None and searched.trial.error:
+            if searched.trial is not None and searched.trial.error is not None:
                 bar.console.print(f"[yellow]trial {searched.trial.number} failed: {searched.trial.error}[/yellow]")
 
         result = tune(request, on_stage=lambda text: bar.console.print(f"[dim]{text}[/dim]"), on_progress=on_progress)
@@ -166,6 +167,37 @@ def plotting(source: Path, out: Path | None) -> None:
     path = out or source.with_suffix(".html")
     write_bytes(path, latency_plot.render(latency_table.load(source)).encode())
     console.print(f"Wrote {path}")
+
+
+def retargeting(study: Path, hardware: str, *, out: Path | None, **options: Any) -> Retargeted:
+    """Finds the Pareto set for another table and prints it."""
+    from qnas_plugin.retarget import retarget
+
+    result = retarget(study, hardware, out=out, on_stage=lambda text: console.print(f"[dim]{text}[/dim]"), **options)
+    record = result.record
+    shown = Table(title=f"Pareto set for {record['hardware']['name']}, latency predicted", title_justify="left")
+    for column in ("key", "accuracy", "", "latency ms", "size MB"):
+        shown.add_column(column, justify="right" if column not in ("key", "") else "left")
+    for member in result.members:
+        metrics = member.metrics
+        shown.add_row(
+            member.candidate.key,
+            f"{metrics['accuracy']:.4f}",
+            member.accuracy,
+            f"{metrics['latency_ms']:.3f}",
+            f"{metrics['size_mb']:.2f}",
+        )
+    console.print(shown)
+    for note in record["notes"]:
+        console.print(f"[yellow]The latency table does not quite fit: {note}.[/yellow]")
+    folder = out or study / "retarget" / record["hardware"]["name"]
+    console.print(
+        f"From {record['trials']} stored trials and {record['evaluated']} new evaluations, in "
+        f"{record['seconds']:.0f} s; the mean error of {record['table']['name']} is "
+        f"{record['table']['mean_error']:.1%}. Build a member with: qnas export --study {study} "
+        f"--candidate {folder / 'candidates' / '<file>'}"
+    )
+    return result
 
 
 def exporting(study: Path, out: Path, key: str | None, candidate: Path | None, precision: str) -> None:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +21,7 @@ from qnas_plugin.latency_table import Estimator
 from qnas_plugin.materialize import export, materialize
 from qnas_plugin.quantize import Calibrated, calibrate
 from qnas_plugin.space import Candidate, Precision, Value
+from qnas_plugin.study import Evaluation
 from qnas_plugin.supernets import Supernet
 from qnas_plugin.tasks import Dataset, Examples, Processor
 
@@ -29,21 +29,6 @@ TOLERANCE = 1e-4
 BATCH = 32
 CALIBRATED_KEPT = 2
 """How many subnets with their ranges are kept in memory: neighbours in a search often share one."""
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What was measured of one candidate.
-
-    Args:
-        metrics: Value by metric.
-        spread: Standard error of the accuracy, range of the latency between rounds.
-        seconds: Wall time by stage.
-    """
-
-    metrics: Mapping[str, float]
-    spread: Mapping[str, float]
-    seconds: Mapping[str, float]
 
 
 class Evaluator:
@@ -132,6 +117,16 @@ class Evaluator:
     def latency(self, models: Sequence[Path], rounds: int = 3) -> list[measure.Latency]:
         """The latencies of ONNX files at the evaluator's setting, measured in turns."""
         return measure.latency(models, self.timing_inputs, self.setting, rounds=rounds)
+
+    def accuracy(self, candidate: Candidate, folder: Path) -> float:
+        """Builds a candidate and measures its accuracy on the search part alone.
+
+        Raises:
+            CandidateError: It cannot be built or run.
+        """
+        path = folder / "model.onnx"
+        write_bytes(path, self.build(candidate).SerializeToString(deterministic=True))
+        return measure.accuracy(self.predict(path, self.dataset.search), self.dataset.search.labels)
 
     def estimate(self, candidate: Candidate) -> float:
         """The latency of a candidate in milliseconds, from the table."""

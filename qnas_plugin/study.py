@@ -1,80 +1,98 @@
-"""Trials, their storage, and the loop that fills it: ask, evaluate, store, tell."""
+"""The study: trials, stored so that a run killed at any moment goes on where it was.
+
+Trials live in an Optuna storage: a journal file by default, or any of its databases by URL; its dashboard shows both.
+"""
 
 from __future__ import annotations
 
 import fcntl
-import logging
+import json
 import math
-import os
-import warnings
+import re
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self
+from typing import IO, Literal
 
 import optuna
-from optuna.storages import JournalStorage
+import sqlalchemy.exc
+from optuna.distributions import CategoricalDistribution
+from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
-from qnas_plugin.errors import CandidateError, MeasurementError, OutputError, StudyError, UsageError
-from qnas_plugin.objectives import METRICS
+from qnas_plugin.errors import CandidateError, OutputError, QnasError, StudyError
+from qnas_plugin.objectives import METRICS, Limit, losses, non_dominated
 from qnas_plugin.search import Algorithm, Observation
 from qnas_plugin.space import Candidate, SearchSpace
 
 SCHEMA_VERSION = 1
-_IDENTITY = "qnas_identity"
-
-
-class Evaluated(Protocol):
-    """What an evaluation gives; see ``qnas_plugin.evaluate.Evaluation``."""
-
-    @property
-    def metrics(self) -> Mapping[str, float]: ...
-    @property
-    def spread(self) -> Mapping[str, float]: ...
-    @property
-    def seconds(self) -> Mapping[str, float]: ...
+_ATTRIBUTE = "qnas"
 
 
 @dataclass(frozen=True)
-class Trial:
-    """One evaluated candidate.
+class Evaluation:
+    """What came out when a candidate was built and measured.
 
     Args:
-        number: Its place in the study, from 0.
-        candidate: What was evaluated.
-        state: ``failed`` when it could not be built or measured.
-        metrics: Measured values; what was not measured is absent.
-        spread: How far a repetition of each may differ.
-        seconds: Wall time by stage.
-        error: Why it failed, one line; None when it did not.
+        metrics: Values by name; a metric that was not measured is absent.
+        spread: The spread of measured values, in their unit.
+        seconds: How long each stage took.
+        environment: What the values depend on beside the candidate: versions, the CPU, the setting.
+        error: Why it failed; None when it did not.
     """
 
-    number: int
-    candidate: Candidate
-    state: Literal["complete", "failed"]
     metrics: Mapping[str, float] = field(default_factory=dict)
     spread: Mapping[str, float] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
     error: str | None = None
+
+
+@dataclass(frozen=True)
+class Trial(Evaluation):
+    """A stored, evaluated candidate. Trials are numbered from 0 in the order in which they finished."""
+
+    number: int = field(kw_only=True)
+    candidate: Candidate = field(kw_only=True)
+
+    @property
+    def state(self) -> Literal["complete", "failed"]:
+        """Complete when every objective was measured."""
+        return "complete" if self.error is None else "failed"
 
     @property
     def observation(self) -> Observation:
         """What a search algorithm is told."""
-        return Observation(self.candidate, self.metrics if self.state == "complete" else None)
+        return Observation(self.candidate, self.metrics if self.error is None else None)
 
 
 class Study:
-    """Trials in an Optuna storage, of one request; made by ``Study.open``."""
+    """Trials of one request. Made by ``Study.open``; a context manager that gives the storage back.
 
-    def __init__(self, study: optuna.Study, space: SearchSpace, objectives: Sequence[str]) -> None:
-        self._study, self._space, self._objectives = study, space, tuple(objectives)
-        self._trials = [self._read(trial) for trial in study.get_trials(deepcopy=False)]
+    Attributes:
+        space: The variables of the candidates.
+        objectives: Names of metrics.
+        limits: Bounds for the Pareto set; they may differ from run to run.
+    """
+
+    def __init__(
+        self,
+        study: optuna.Study,
+        storage: BaseStorage,
+        space: SearchSpace,
+        objectives: tuple[str, ...],
+        limits: tuple[Limit, ...],
+        lock: IO[bytes] | None,
+    ) -> None:
+        self.space, self.objectives, self.limits = space, objectives, limits
+        self._study, self._storage, self._lock = study, storage, lock
+        self._distributions = {variable.name: CategoricalDistribution(variable.choices) for variable in space.variables}
 
     @classmethod
-    @contextmanager
     def open(
         cls,
         storage: str,
@@ -82,217 +100,307 @@ class Study:
         objectives: Sequence[str],
         *,
         identity: Mapping[str, str],
-        name: str,
-    ) -> Iterator[Self]:
-        """Opens a study, or makes it; a journal file is this process's alone while it is open.
+        limits: Sequence[Limit] = (),
+        name: str = "qnas",
+        write: bool = True,
+    ) -> Study:
+        """Opens a study, or creates it where there is none.
 
         Args:
-            storage: The path of a journal file, or a database URL that Optuna takes.
-            space: What the trials are of.
-            objectives: Names of metrics, in the order of the stored values.
-            identity: What must be the same for trials to belong together, by the name of what the user chose.
-            name: Of the study in its storage.
+            storage: A path of a journal file, or a database URL (``sqlite:///trials.db``, ``postgresql://...``).
+            space: The variables.
+            objectives: Names of metrics, two or three.
+            identity: What makes trials comparable, by name (``dataset`` to its fingerprint ...); the space and the
+                objectives are added to it.
+            limits: Bounds for the Pareto set.
+            name: The study's name in a database that holds several.
+            write: Whether trials will be added. Only one process may write a file at a time; any number may read.
 
         Raises:
-            StudyError: The storage holds a study of another request, or is damaged.
-            OutputError: Another process has the journal file open, or it cannot be written.
-            UsageError: The storage cannot be reached.
+            StudyError: The storage cannot be read, holds trials of another identity, or, without ``write``, no study.
+            OutputError: The file cannot be used, or another process writes it.
         """
-        identity = {"objectives": ", ".join(objectives), **identity, "schema_version": str(SCHEMA_VERSION)}
-        with _quiet(), _backend(storage) as backend:
-            try:
-                study = optuna.create_study(
-                    storage=backend,
-                    study_name=name,
-                    directions=[METRICS[objective] for objective in objectives],
-                    load_if_exists=True,
-                )
-                stored = study.user_attrs.get(_IDENTITY)
-                if stored is None:
-                    if study.get_trials(deepcopy=False):
-                        raise StudyError(f"study '{name}' in {storage} was not made by qnas; give another --out")
-                    study.set_user_attr(_IDENTITY, identity)
+        identity = {**identity, "space": space.fingerprint, "objectives": ",".join(objectives)}
+        with _errors_of(storage):
+            lock = _lock(storage) if write else None
+        try:
+            with _errors_of(storage):
+                opened, study = _load(storage, name, objectives if write else None)
+                attribute = study.user_attrs.get(_ATTRIBUTE)
+                if attribute is None and write and not study.get_trials(deepcopy=False):
+                    study.set_user_attr(_ATTRIBUTE, {"schema_version": SCHEMA_VERSION, "identity": identity})
                 else:
-                    _check_identity(stored, identity, storage)
-            except (StudyError, UsageError):
-                raise
-            except Exception as error:  # each database driver has its own
-                reason = " ".join(str(error).split())[:200] or type(error).__name__
-                raise StudyError(
-                    f"cannot open the study in {storage}: {reason}; give another --storage or --out"
-                ) from error
-            yield cls(study, space, objectives)
+                    _check_identity(storage, attribute, identity)
+        except BaseException:
+            if lock is not None:
+                lock.close()
+            raise
+        return cls(study, opened, space, tuple(objectives), tuple(limits), lock)
 
-    def trials(self) -> Sequence[Trial]:
-        """All trials in their order."""
-        return tuple(self._trials)
+    def close(self) -> None:
+        """Lets other processes write. Nothing is lost without it: each trial is on disk when ``add`` returns."""
+        self._storage.remove_session()
+        if self._lock is not None:
+            self._lock.close()
 
-    def add(self, candidate: Candidate, evaluation: Evaluated | None = None, error: str | None = None) -> Trial:
-        """Stores a finished trial: what was measured, or why it failed.
+    def __enter__(self) -> Study:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def trials(self) -> list[Trial]:
+        """All finished trials in order.
 
         Raises:
-            OutputError: The storage cannot be written.
+            StudyError: A stored trial was changed to something outside the space.
         """
-        trial = Trial(
-            len(self._trials),
-            candidate,
-            "failed" if evaluation is None else "complete",
-            dict(evaluation.metrics) if evaluation else {},
-            dict(evaluation.spread) if evaluation else {},
-            dict(evaluation.seconds) if evaluation else {},
-            error,
-        )
-        complete = trial.state == "complete"
-        record = {
-            "qnas_key": candidate.key,
-            "qnas_metrics": trial.metrics,
-            "qnas_spread": trial.spread,
-            "qnas_seconds": trial.seconds,
-            **({"qnas_error": error} if error else {}),
-        }
-        try:
-            self._study.add_trial(
-                optuna.trial.create_trial(
-                    state=TrialState.COMPLETE if complete else TrialState.FAIL,
-                    values=[trial.metrics[name] for name in self._objectives] if complete else None,
-                    params=dict(candidate),
-                    distributions={
-                        name: optuna.distributions.CategoricalDistribution(
-                            self._space.variables[self._space.index[name]].choices
-                        )
-                        for name in candidate
-                    },
-                    user_attrs=record,
-                )
-            )
-        except OSError as failure:
-            raise OutputError(f"cannot store trial {trial.number}: {failure.strerror or failure}") from failure
-        self._trials.append(trial)
-        return trial
+        finished = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL))
+        return [self._read(trial) for trial in finished]
 
-    def _read(self, stored: FrozenTrial) -> Trial:
+    def pareto_trials(self) -> list[Trial]:
+        """The complete trials that keep all limits and that no other one is better than."""
+        allowed = [
+            trial
+            for trial in self.trials()
+            if trial.state == "complete"
+            and all(limit.metric in trial.metrics and limit.violation(trial.metrics) == 0 for limit in self.limits)
+        ]
+        best = non_dominated(losses([trial.metrics for trial in allowed], self.objectives))
+        return [trial for trial, is_best in zip(allowed, best, strict=True) if is_best]
+
+    def add(self, candidate: Candidate, evaluation: Evaluation) -> Trial:
+        """Stores a finished trial; it is on disk when this returns.
+
+        An evaluation that lacks an objective or a limited metric, or has a metric that is not finite, counts as failed.
+        """
+        evaluation = self._checked(evaluation)
+        complete = evaluation.error is None
+        record = optuna.trial.create_trial(
+            state=TrialState.COMPLETE if complete else TrialState.FAIL,
+            values=[evaluation.metrics[name] for name in self.objectives] if complete else None,
+            params=dict(candidate),
+            distributions={name: self._distributions[name] for name in candidate},
+            user_attrs={
+                name: dict(getattr(evaluation, name)) for name in ("metrics", "spread", "seconds", "environment")
+            }
+            | {"candidate": candidate.key}
+            | ({} if complete else {"error": evaluation.error}),
+        )
+        assert record.datetime_complete is not None
+        record.datetime_start = record.datetime_complete - timedelta(seconds=sum(evaluation.seconds.values()))
+        self._study.add_trial(record)
+        number = len(self._study.get_trials(deepcopy=False)) - 1
+        return Trial(**vars(evaluation), number=number, candidate=candidate)
+
+    def _checked(self, evaluation: Evaluation) -> Evaluation:
+        error = evaluation.error
+        for name in [*self.objectives, *(limit.metric for limit in self.limits), *evaluation.metrics]:
+            value = evaluation.metrics.get(name)
+            if error is None and (value is None or not math.isfinite(value)):
+                error = f"{name} is {'missing' if value is None else value}; a trial needs a finite number"
+        numbers = {name: _finite(getattr(evaluation, name)) for name in ("metrics", "spread", "seconds")}
+        return Evaluation(**numbers, environment=evaluation.environment, error=error)
+
+    def _read(self, trial: FrozenTrial) -> Trial:
+        attributes = trial.user_attrs
         try:
+            candidate = self.space.candidate(trial.params)
+            metrics = _finite(attributes["metrics"])
+            if trial.state == TrialState.COMPLETE and not all(name in metrics for name in self.objectives):
+                raise ValueError("it lacks an objective")
             return Trial(
-                stored.number,
-                self._space.candidate(stored.params),
-                "complete" if stored.state == TrialState.COMPLETE else "failed",
-                stored.user_attrs["qnas_metrics"],
-                stored.user_attrs["qnas_spread"],
-                stored.user_attrs["qnas_seconds"],
-                stored.user_attrs.get("qnas_error"),
+                metrics=metrics,
+                spread=attributes["spread"],
+                seconds=attributes["seconds"],
+                environment=attributes["environment"],
+                error=attributes["error"] if trial.state == TrialState.FAIL else None,
+                number=trial.number,
+                candidate=candidate,
             )
-        except (UsageError, KeyError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise StudyError(
-                f"stored trial {stored.number} does not fit this search space ({error}); give another --out"
+                f"stored trial {trial.number} cannot be read ({error}); start anew in another --out"
             ) from error
 
 
 def drive(
     study: Study,
     algorithm: Algorithm,
-    evaluate: Callable[[Candidate], Evaluated],
+    evaluate: Callable[[Candidate], Evaluation],
     *,
     trials: int,
     on_trial: Callable[[Trial], None] = lambda trial: None,
 ) -> None:
-    """Evaluates what the algorithm asks for until the study has this many trials or the space is exhausted.
-
-    A candidate that cannot be built or measured is stored as failed; any other exception passes through, with every
-    finished trial stored.
+    """Asks, evaluates, stores and tells, until the study has so many trials or no candidate is left.
 
     Args:
-        study: Stored trials are told to the algorithm first.
-        algorithm: Fresh, or one that knows exactly the stored trials.
-        evaluate: Raises ``CandidateError`` for a candidate that cannot be built or measured.
-        trials: How many the study should have in all.
-        on_trial: Is told of each new trial.
+        study: Opened for writing; the trials that it has are told first and count.
+        algorithm: Fresh.
+        evaluate: Builds and measures a candidate. A ``CandidateError`` makes a failed trial; others end the run.
+        trials: The total, stored ones included.
+        on_trial: Called after each new trial.
     """
-    algorithm.tell([trial.observation for trial in study.trials()])
-    while len(study.trials()) < trials:
+    stored = study.trials()
+    algorithm.tell([trial.observation for trial in stored])
+    for _ in range(len(stored), trials):
         candidate = algorithm.ask()
         if candidate is None:
             return
+        start = time.perf_counter()
         try:
             evaluation = evaluate(candidate)
-            _check_finite(evaluation.metrics)
         except CandidateError as error:
-            trial = study.add(candidate, error=" ".join(str(error).split()))
-        else:
-            trial = study.add(candidate, evaluation)
+            seconds = {"failed": time.perf_counter() - start}
+            evaluation = Evaluation(error=f"{type(error).__name__}: {error}", seconds=seconds)
+        trial = study.add(candidate, evaluation)
         algorithm.tell([trial.observation])
         on_trial(trial)
 
 
-def _check_finite(metrics: Mapping[str, float]) -> None:
-    for name, value in metrics.items():
-        if not math.isfinite(value):
-            raise MeasurementError(f"{name} is {value}, it must be finite")
+def stored_identity(storage: str, name: str = "qnas") -> dict[str, str]:
+    """What the trials in a storage were made with.
+
+    Raises:
+        StudyError: There is no study.
+    """
+    with _errors_of(storage):
+        opened, study = _load(storage, name, None)
+        identity = _identity(storage, study.user_attrs.get(_ATTRIBUTE))
+        opened.remove_session()
+        return identity
 
 
-def _check_identity(stored: Mapping[str, str], asked: Mapping[str, str], storage: str) -> None:
-    for name, value in asked.items():
-        if stored.get(name) != value:
-            raise StudyError(
-                f"{storage} holds a study with {name} '{stored.get(name)}', asked is '{value}'; "
-                "give the same options to continue it, or another --out"
-            )
+def _finite(values: Mapping[str, float]) -> dict[str, float]:
+    return {name: float(value) for name, value in values.items() if math.isfinite(value)}
+
+
+def _load(storage: str, name: str, objectives: Sequence[str] | None) -> tuple[BaseStorage, optuna.Study]:
+    """The study, created for these objectives when there is none; None creates nothing."""
+    path = _file(storage)
+    if objectives is None and path is not None and not path.exists():
+        raise StudyError(f"there is no study in '{storage}'; make one with: qnas tune")
+    if "://" in storage:
+        opened = optuna.storages.get_storage(storage)
+    else:
+        opened = JournalStorage(JournalFileBackend(storage, lock_obj=_NoLock()))  # type: ignore[arg-type]
+    if objectives is None:
+        try:
+            return opened, optuna.load_study(study_name=name, storage=opened)
+        except KeyError:
+            raise StudyError(f"there is no study '{name}' in '{_shown(storage)}'; make one with: qnas tune") from None
+    directions = [METRICS[objective] for objective in objectives]
+    study = optuna.create_study(study_name=name, storage=opened, directions=directions, load_if_exists=True)
+    return opened, study
+
+
+def _identity(storage: str, attribute: Mapping[str, object] | None) -> dict[str, str]:
+    if attribute is None or attribute.get("schema_version") != SCHEMA_VERSION:
+        raise StudyError(
+            f"the study in '{_shown(storage)}' is not one of this version of qnas; start anew in another --out"
+        )
+    identity = attribute["identity"]
+    assert isinstance(identity, dict)
+    return identity
+
+
+def _check_identity(storage: str, attribute: Mapping[str, object] | None, asked: Mapping[str, str]) -> None:
+    stored = _identity(storage, attribute)
+    names = [name for name in sorted({*stored, *asked}) if stored.get(name) != asked.get(name)]
+    if names:
+        there, here = (", ".join(f"{name} {side.get(name, 'unset')}" for name in names) for side in (stored, asked))
+        raise StudyError(
+            f"the study in '{_shown(storage)}' has {there}, this run has {here}; "
+            "use another --out, or the options of that study"
+        )
 
 
 @contextmanager
-def _backend(storage: str) -> Iterator[Any]:
-    if "://" in storage:
-        yield storage
-        return
-    path = Path(storage)
+def _errors_of(storage: str) -> Iterator[None]:
+    """Keeps Optuna quiet, and turns what it raises on a storage that cannot be read into one line."""
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = path.with_name(f"{path.name}.lock").open("a")
+        yield
+    except QnasError:
+        raise
+    except (optuna.exceptions.OptunaError, sqlalchemy.exc.SQLAlchemyError, ImportError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise StudyError(
+            f"cannot read the study in '{_shown(storage)}' ({reason}); give a .journal file or a database URL of Optuna"
+        ) from error
     except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror}; give another --out") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise OutputError(f"another process is writing {path}; wait for it or give another --out") from None
-        _drop_torn_line(path)
-        yield JournalStorage(JournalFileBackend(str(path), lock_obj=_NoLock()))  # type: ignore[arg-type]
+        raise OutputError(f"cannot use '{_shown(storage)}': {error.strerror}") from error
+    finally:
+        optuna.logging.set_verbosity(verbosity)
+
+
+def _file(storage: str) -> Path | None:
+    """The journal or SQLite file of a storage; None for another database."""
+    if "://" not in storage:
+        return Path(storage)
+    if storage.startswith("sqlite:///") and not storage.endswith(":memory:"):
+        return Path(storage.removeprefix("sqlite:///"))
+    return None
+
+
+def _shown(storage: str) -> str:
+    """A storage without the password of its URL."""
+    return re.sub(r"://[^@/]*@", "://***@", storage)
 
 
 class _NoLock:
-    """No lock of its own: ``_backend`` keeps other processes out, and a killed one leaves nothing behind."""
+    """In place of Optuna's lock files, which stay behind when their process is killed (5.0: 30 s until they expire).
+
+    The study's own lock is held while it is open, and an append is a single write, so readers need none.
+    """
 
     def acquire(self) -> bool:
+        """Succeeds."""
         return True
 
     def release(self) -> None:
-        pass
+        """Does nothing."""
 
 
-def _drop_torn_line(path: Path) -> None:
-    """Cuts off what a process that was killed while writing left of its last line."""
-    if not path.exists():
-        return
-    with path.open("r+b") as file:
-        end = keep = 0
-        for line in file:
-            end += len(line)
-            if not line.endswith(b"\n"):
-                break
-            keep = end
-        if keep < path.stat().st_size:
-            file.truncate(keep)
-            file.flush()
-            os.fsync(file.fileno())
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps Optuna's log lines and its notes on experimental parts from the user."""
-    before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(logging.ERROR)
+def _lock(storage: str) -> IO[bytes] | None:
+    """Makes this process the only one that writes a journal or SQLite file; ends with the process, however it ends."""
+    path = _file(storage)
+    if path is None:
+        return None
+    if is_database := "://" in storage:
+        path = path.with_name(path.name + ".lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = path.open("a+b")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            yield
-    finally:
-        optuna.logging.set_verbosity(before)
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not is_database:
+            _mend(handle)
+    except BlockingIOError:
+        handle.close()
+        raise OutputError(f"another process is writing '{path}'; wait until it ends, or use another --out") from None
+    except BaseException:
+        handle.close()
+        raise
+    return handle
+
+
+def _mend(journal: IO[bytes]) -> None:
+    """Cuts off a last line that a killed process left half written; Optuna 5.0 would glue the next one to it.
+
+    Raises:
+        StudyError: The file is no journal.
+    """
+    journal.seek(0)
+    content = journal.read()
+    whole = content.rfind(b"\n") + 1
+    try:
+        if not content.startswith(b'{"op_code"'[: len(content)]):
+            raise ValueError
+        for line in content[:whole].splitlines():
+            json.loads(line)
+    except ValueError:
+        raise StudyError(f"'{journal.name}' is not a journal of trials; use another --out") from None
+    if whole < len(content):
+        journal.truncate(whole)
+        journal.flush()

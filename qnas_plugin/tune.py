@@ -21,7 +21,7 @@ from qnas_plugin.objectives import hypervolume, losses, signs
 from qnas_plugin.request import TuneRequest
 from qnas_plugin.search import Algorithm, ExactMetric, Problem
 from qnas_plugin.space import Candidate, Precision
-from qnas_plugin.study import Study, Trial, drive
+from qnas_plugin.study import Evaluation, Study, Trial, drive
 from qnas_plugin.supernets import Supernet, check_labels
 
 BASELINES: Mapping[str, tuple[Any, Precision]] = {
@@ -158,10 +158,12 @@ def tune(
         "hardware": loaded.profile.name,
         "setting": str(loaded.setting),
         "latency": f"table of {loaded.estimator.table.created}" if loaded.estimator else "measured",
-        "space": space.fingerprint,
     }
     storage = request.storage or str(request.out / "study.journal")
-    with Study.open(storage, space, request.objectives, identity=identity, name=request.out.name) as study:
+    name = request.out.resolve().name
+    with Study.open(
+        storage, space, request.objectives, identity=identity, limits=request.parsed_limits, name=name
+    ) as study:
         request.write(request.out / "request.toml")
         on_stage("Exporting the supernet and checking it against torch")
         evaluator = loaded.evaluator()
@@ -197,11 +199,13 @@ def _search(
     algorithm: Algorithm = registry.load("search", request.algorithm).create(
         problem, seed=request.seed, population=min(request.population, request.trials)
     )
-    resumed = len(study.trials())
+    trials = study.trials()
+    resumed = len(trials)
     began = time.monotonic()
 
     def report(trial: Trial | None) -> None:
-        trials = study.trials()
+        if trial is not None:
+            trials.append(trial)
         metrics = [t.metrics for t in trials if t.state == "complete"]
         on_progress(
             Progress(
@@ -218,14 +222,13 @@ def _search(
     on_stage(f"Searching with {request.algorithm}" + (f", {resumed} trials are stored already" if resumed else ""))
     with tempfile.TemporaryDirectory(prefix="qnas-") as folder:
 
-        def evaluate(candidate: Candidate) -> Any:
+        def evaluate(candidate: Candidate) -> Evaluation:
             return evaluator.evaluate(candidate, Path(folder))
 
         report(None)
         drive(study, algorithm, evaluate, trials=request.trials, on_trial=report)
-    if not any(trial.state == "complete" for trial in study.trials()):
-        failed = study.trials()[0]
-        raise StudyError(f"all {len(study.trials())} trials failed; the first with: {failed.error}")
+    if not any(trial.state == "complete" for trial in trials):
+        raise StudyError(f"all {len(trials)} trials failed; the first with: {trials[0].error}")
 
 
 def _covered(metrics: Sequence[Mapping[str, float]], objectives: Sequence[str], first: int) -> float | None:

@@ -43,7 +43,7 @@ def create(problem: Problem, *, seed: int, population: int) -> Algorithm:
         if len(genes) < 3:
             yield from first_generation(space, rng)
             return
-        front, values = _predicted_front(problem, genes, metrics, rng)
+        front, values = predicted_front(problem, genes, metrics, rng)
         seen = {observation.candidate.key for observation in history}
         new = [i for i, row in enumerate(front) if space.decode(row).key not in seen]
         yield from front[new][farthest_first(values[new])]
@@ -71,23 +71,25 @@ def farthest_first(points: npt.NDArray[np.float64]) -> list[int]:
     return order
 
 
-def _predicted_front(
+def predicted_front(
     problem: Problem, genes: Genes, metrics: Sequence[Mapping[str, float]], rng: np.random.Generator
 ) -> tuple[Genes, Losses]:
     """The inner search: canonical genotypes ``(f, n)`` of the predicted front, and their losses."""
     space = problem.space
+    needed = metric_names(problem)
+    exact = {name: problem.exact[name] for name in needed if name in problem.exact}
     X = space.features(genes)
     trained = {
         name: predictors.choose(PREDICTORS, X, np.array([row[name] for row in metrics]), rng)[0]
-        for name in metric_names(problem)
-        if name not in problem.exact
+        for name in needed
+        if name not in exact
     }
 
     def score(genes: Genes) -> _pymoo.Scores:
         genes = space.canonical(genes)
         X = space.features(genes)
         columns = {name: predictor.predict(X) for name, predictor in trained.items()}
-        columns.update((name, exact(genes)) for name, exact in problem.exact.items())
+        columns.update((name, compute(genes)) for name, compute in exact.items())
         rows = [dict(zip(columns, row, strict=True)) for row in np.column_stack(list(columns.values())).tolist()]
         return losses(rows, problem.objectives), violations(rows, problem.limits)
 
