@@ -7,6 +7,7 @@ blocks are bypassed. Node names are those of the supernet in every subnet.
 
 from __future__ import annotations
 
+import inspect
 import io
 import warnings
 from collections.abc import Iterable, Mapping
@@ -86,6 +87,8 @@ def materialize(graph: Graph, cut: Cut) -> onnx.ModelProto:
 
 def export_module(module: nn.Module, inputs: Inputs) -> onnx.ModelProto:
     """The plain export of what a torch model computes now, with free batch and sequence axes."""
+    # torch 2.13 names the inputs in the order of the signature, also those given by keyword.
+    inputs = {name: inputs[name] for name in inspect.signature(module.forward).parameters if name in inputs}
     axes = {
         name: {0: "batch_size", 1: "sequence_length"} if array.ndim == 2 else {0: "batch_size"}
         for name, array in inputs.items()

@@ -135,6 +135,14 @@ def test_materialize_matches_the_plain_export_of_the_subnet(supernet: Supernet, 
     assert sliced.ByteSize() < 1.05 * plain.ByteSize()
 
 
+def test_export_does_not_depend_on_the_order_of_its_inputs(supernet: Supernet, family: str) -> None:
+    """Tokenizers give token_type_ids before attention_mask, the model's signature has them the other way round."""
+    cut = supernet.cut(supernet.space.corner("largest", Precision.FP32))
+    turned = dict(reversed(INPUTS[family].items()))
+    got = logits(materialize(export(supernet, turned), cut).SerializeToString(), INPUTS[family])
+    np.testing.assert_allclose(got, run(supernet, family), atol=1e-5)
+
+
 def test_materialize_is_deterministic(supernet: Supernet, family: str) -> None:
     cut = supernet.cut(sampled(supernet, 1)[0])
     files = [materialize(export(supernet, INPUTS[family]), cut).SerializeToString(deterministic=True) for _ in range(2)]
