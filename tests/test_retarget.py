@@ -54,7 +54,6 @@ def request_(
         seq_len=16,
         latency="table",
         table=latency_table.write(table_of(supernet, THERE, 0), folder),
-        algorithm="random",
         trials=10,
         population=4,
         calibration_samples=8,
