@@ -82,14 +82,6 @@ def profile(
     make_folder(request.out)
     machine = hardware.detect()
     sku = hardware.match(machine) if request.hardware == "auto" else hardware.load_profile(request.hardware)
-    wrong = hardware.is_this_machine(sku, machine)
-    if wrong and not request.insist:
-        raise HardwareError(
-            f"a table is measured here, and this machine is not '{sku.name}': {wrong[0]}; give --hardware auto, or "
-            "--insist for a table that says so"
-        )
-    on_stage("Loading and exporting the supernet")
-    supernet: Supernet = registry.load("supernets", request.supernet).load(request.checkpoint)
     asked = {
         "threads": request.threads,
         "batch_size": request.batch,
@@ -97,6 +89,19 @@ def profile(
         "resolution": request.resolution,
     }
     setting = sku.runtime.model_copy(update={name: value for name, value in asked.items() if value is not None})
+    if setting.threads > machine.usable_cpus:
+        raise HardwareError(
+            f"the setting asks for {setting.threads} threads, and this process may use {machine.usable_cpus} CPUs; "
+            "lower --threads"
+        )
+    wrong = hardware.is_this_machine(sku.model_copy(update={"runtime": setting}), machine)
+    if wrong and not request.insist:
+        raise HardwareError(
+            f"a table is measured here, and this machine is not '{sku.name}': {wrong[0]}; give --hardware auto, or "
+            "--insist for a table that says so"
+        )
+    on_stage("Loading and exporting the supernet")
+    supernet: Supernet = registry.load("supernets", request.supernet).load(request.checkpoint)
     inputs = supernet.example(setting)
     setting = setting_of(inputs, setting)
     identity = {
