@@ -130,10 +130,10 @@ def detecting(name: str | None, out: Path | None) -> None:
 
 def comparing(before: Path, after: Path) -> None:
     """Prints what got slower and faster between two latency tables."""
-    from qnas_plugin import latency_table
+    from qnas_plugin import latency_table, table_pair
 
     tables = latency_table.load(before), latency_table.load(after)
-    changes = latency_table.compare(*tables)
+    changes = table_pair.compare(*tables)
     for label, table in zip(("before", "after"), tables, strict=True):
         console.print(
             f"{label}: {table}, {table.created}, onnxruntime {table.versions.get('onnxruntime')}, "
@@ -153,9 +153,9 @@ def comparing(before: Path, after: Path) -> None:
 
 def merging(first: Path, second: Path, out: Path) -> None:
     """Writes one table with the rows of two."""
-    from qnas_plugin import latency_table
+    from qnas_plugin import latency_table, table_pair
 
-    table = latency_table.merge(latency_table.load(first), latency_table.load(second))
+    table = table_pair.merge(latency_table.load(first), latency_table.load(second))
     path = latency_table.write(table, out)
     console.print(f"Wrote {path} with {len(table.rows)} rows; its fidelity is the worse one's, nobody tested it anew")
 

@@ -278,8 +278,8 @@ def check(
     """
     if (table.supernet, dict(table.shape)) != (supernet, dict(shape)):
         raise LatencyTableError(
-            f"the latency table {table} is for {_words(table.supernet, table.shape)}, not for "
-            f"{_words(supernet, shape)}; make one with: {command(supernet, hardware, setting)}"
+            f"the latency table {table} is for {describe(table.supernet, table.shape)}, not for "
+            f"{describe(supernet, shape)}; make one with: {command(supernet, hardware, setting)}"
         )
     against = []
     if table.hardware.name != hardware:
@@ -289,7 +289,7 @@ def check(
         if measured != value:
             against.append(f"its {name} is {measured}, not {value}")
     theirs, ours = table.versions.get("onnxruntime"), environment()["versions"]["onnxruntime"]
-    if _minor(theirs) != _minor(ours):
+    if minor(theirs) != minor(ours):
         against.append(f"it was measured with onnxruntime {theirs}, this is {ours}")
     return [*against, *table.problems]
 
@@ -341,89 +341,13 @@ class Estimator:
         return np.array([rows[str(key)].ms for key in self._decomposition.keys])
 
 
-def merge(first: LatencyTable, second: LatencyTable) -> LatencyTable:
-    """One table with the rows of two; rows of both are averaged, the more certain one counts more.
-
-    Nobody tested the merged table: it has the fidelity of the worse one, and says so in ``merged``.
-
-    Raises:
-        LatencyTableError: They are not of one SKU, supernet, setting, granularity and runtime.
-    """
-    for name in ("supernet", "shape", "granularity", "hardware", "setting"):
-        mine, theirs = getattr(first, name), getattr(second, name)
-        if mine != theirs:
-            raise LatencyTableError(f"cannot merge {first} and {second}: their {name} differs ({mine}; {theirs})")
-    if _minor(first.versions.get("onnxruntime")) != _minor(second.versions.get("onnxruntime")):
-        raise LatencyTableError(f"cannot merge {first} and {second}: they were measured with other onnxruntimes")
-
-    rows = first.by_key(), second.by_key()
-
-    def row(key: str) -> Row:
-        both = [table[key] for table in rows if key in table]
-        if len(both) == 1:
-            return both[0]
-        certainty = np.array([1 / max(row.spread_ms, 1e-9) ** 2 for row in both])
-        weights = certainty / certainty.sum()
-        return Row(
-            key=key,
-            ms=float(weights @ [row.ms for row in both]),
-            spread_ms=float(certainty.sum() ** -0.5),
-            networks=sum(row.networks for row in both),
-            alone_ms=float(np.mean([row.alone_ms for row in both])),
-        )
-
-    worse = max(first, second, key=lambda table: table.fidelity.errors.mean_error)
-    return LatencyTable.model_validate(
-        {name: getattr(worse, name) for name in LatencyTable.model_fields}
-        | {
-            "rows": tuple(row(key) for key in sorted({*rows[0], *rows[1]})),
-            "created": max(first.created, second.created),
-            "networks": first.networks + second.networks,
-            "seconds": first.seconds + second.seconds,
-            "problems": tuple(dict.fromkeys([*first.problems, *second.problems])),
-            "merged": tuple(sorted(date for table in (first, second) for date in table.merged or (table.created,))),
-        }
-    )
-
-
-@dataclass(frozen=True)
-class Change:
-    """How a row differs between two tables, in milliseconds; ``certain`` is beyond twice the combined spread."""
-
-    key: str
-    before: float
-    after: float
-    certain: bool
-
-
-def compare(before: LatencyTable, after: LatencyTable) -> list[Change]:
-    """The rows of both tables, the one that lost most time first.
-
-    Raises:
-        LatencyTableError: They have no row in common, or are of different supernets or shapes.
-    """
-    if (before.supernet, dict(before.shape)) != (after.supernet, dict(after.shape)):
-        raise LatencyTableError(
-            f"cannot compare {_words(before.supernet, before.shape)} with {_words(after.supernet, after.shape)}"
-        )
-    later = after.by_key()
-    changes = [
-        Change(key, row.ms, other.ms, abs(other.ms - row.ms) > 2 * np.hypot(row.spread_ms, other.spread_ms))
-        for key, row in before.by_key().items()
-        if (other := later.get(key)) is not None
-    ]
-    if not changes:
-        raise LatencyTableError(
-            f"the tables have no row in common: one is by {before.granularity}, the other by {after.granularity}"
-        )
-    return sorted(changes, key=lambda change: (change.before - change.after, change.key))
-
-
-def _minor(version: str | None) -> str:
+def minor(version: str | None) -> str:
+    """The first two numbers of a version: runtimes that share them are taken as equally fast."""
     return ".".join((version or "unknown").split(".")[:2])
 
 
-def _words(supernet: str, shape: Mapping[str, int | str]) -> str:
+def describe(supernet: str, shape: Mapping[str, int | str]) -> str:
+    """A supernet and its shape in words."""
     return f"'{supernet}' ({', '.join(f'{label} {size}' for label, size in sorted(shape.items()))})"
 
 

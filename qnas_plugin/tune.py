@@ -16,7 +16,7 @@ from qnas_plugin.artifacts import Result, verify, write_result
 from qnas_plugin.errors import CheckpointError, HardwareError, StudyError
 from qnas_plugin.evaluate import Evaluator
 from qnas_plugin.files import make_folder
-from qnas_plugin.latency_table import Estimator, find, setting_of
+from qnas_plugin.latency_table import Estimator
 from qnas_plugin.objectives import hypervolume, losses, signs
 from qnas_plugin.request import TuneRequest
 from qnas_plugin.search import Algorithm, ExactMetric, Problem
@@ -111,7 +111,7 @@ def load(request: TuneRequest) -> Loaded:
     processor = registry.load("tasks", request.task).processor(request.checkpoint, max_length=request.max_length)
     if request.latency == "measured":
         return Loaded(request, profile, setting, dataset, processor, supernet)
-    setting = setting_of(processor.timing_inputs(setting.batch_size, setting.sequence_length), setting)
+    setting = latency_table.setting_of(processor.timing_inputs(setting.batch_size, setting.sequence_length), setting)
     estimator, notes = load_table(request, supernet, profile.name, setting)
     return Loaded(request, profile, setting, dataset, processor, supernet, estimator, not wrong, notes)
 
@@ -125,7 +125,7 @@ def load_table(
         LatencyTableError: There is none, it lacks rows, or it does not fit and the user does not insist.
     """
     about = (request.supernet, supernet.shape, sku, setting)
-    table = latency_table.load(request.table) if request.table else find(*about)
+    table = latency_table.load(request.table) if request.table else latency_table.find(*about)
     against = latency_table.check(table, *about)
     latency_table.accept(table, against, insist=request.insist)
     return Estimator(table, supernet), tuple(against)
@@ -157,8 +157,9 @@ def tune(
         "data": loaded.dataset.fingerprint,
         "hardware": loaded.profile.name,
         "setting": str(loaded.setting),
-        "latency": f"table of {loaded.estimator.table.created}" if loaded.estimator else "measured",
     }
+    if loaded.estimator:
+        identity["latency"] = f"table of {loaded.estimator.table.created}"
     storage = request.storage or str(request.out / "study.journal")
     name = request.out.resolve().name
     with Study.open(

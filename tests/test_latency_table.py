@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qnas_plugin import latency_table
+from qnas_plugin import latency_table, table_pair
 from qnas_plugin.decompose import GRANULARITIES, Decomposition, Key, join
 from qnas_plugin.environment import environment
 from qnas_plugin.errors import LatencyTableError
@@ -288,29 +288,29 @@ def test_find_prefers_the_users_table_and_names_the_command_when_there_is_none(
 def test_merge_unites_rows_and_weighs_common_ones_by_certainty() -> None:
     first = table({"a": 1.0, "b": 2.0})
     second = table({"b": 3.0, "c": 4.0})
-    merged = latency_table.merge(first, second)
+    merged = table_pair.merge(first, second)
     assert {row.key: row.ms for row in merged.rows} == {"a": 1.0, "b": 2.5, "c": 4.0}
     assert merged.by_key()["b"].spread_ms == pytest.approx(0.01 / np.sqrt(2))
     assert merged.merged == (first.created, second.created)
     assert check(merged) == []
     rows = (*first.rows[:1], first.rows[1].model_copy(update={"spread_ms": 0.001}))
-    certain = latency_table.merge(first.model_copy(update={"rows": rows}), second)
+    certain = table_pair.merge(first.model_copy(update={"rows": rows}), second)
     assert certain.by_key()["b"].ms == pytest.approx((100 * 2 + 3) / 101)
 
 
 def test_merge_refuses_tables_of_two_machines() -> None:
     with pytest.raises(LatencyTableError, match="their hardware differs"):
-        latency_table.merge(table(), table(hardware=load_profile("xeon-8380")))
+        table_pair.merge(table(), table(hardware=load_profile("xeon-8380")))
 
 
 def test_compare_puts_what_got_slower_first_and_knows_noise() -> None:
-    changes = latency_table.compare(table({"a": 1.0, "b": 2.0, "c": 3.0}), table({"a": 1.5, "b": 2.01, "c": 2.0}))
+    changes = table_pair.compare(table({"a": 1.0, "b": 2.0, "c": 3.0}), table({"a": 1.5, "b": 2.01, "c": 2.0}))
     assert [(change.key, change.certain) for change in changes] == [("a", True), ("b", False), ("c", True)]
 
 
 def test_compare_refuses_tables_without_a_common_row() -> None:
     with pytest.raises(LatencyTableError, match="no row in common"):
-        latency_table.compare(table({"a": 1.0}), table({"b": 1.0}))
+        table_pair.compare(table({"a": 1.0}), table({"b": 1.0}))
 
 
 def test_tables_that_come_with_the_package_are_good_and_named_after_what_they_are(
