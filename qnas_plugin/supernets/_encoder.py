@@ -368,24 +368,26 @@ def load_encoder(
     from transformers import AutoConfig
 
     record = read_record(checkpoint, layout.family)
+    folder = Path(checkpoint)
+    options: dict[str, Any] = {"attn_implementation": "eager"}
+    if label_names is not None and record is None:
+        options |= {
+            "num_labels": len(label_names),
+            "id2label": dict(enumerate(label_names)),
+            "label2id": {name: i for i, name in enumerate(label_names)},
+            "ignore_mismatched_sizes": True,
+        }
     try:
-        config = AutoConfig.from_pretrained(checkpoint)
-        if config.model_type not in model_types:
-            raise CheckpointError(
-                f"{checkpoint} is a '{config.model_type}' model; the supernet '{layout.family}' takes "
-                f"{', '.join(model_types)}"
-            )
-        options: dict[str, Any] = {"attn_implementation": "eager"}
-        if label_names is not None and record is None:
-            options |= {
-                "num_labels": len(label_names),
-                "id2label": dict(enumerate(label_names)),
-                "label2id": {name: i for i, name in enumerate(label_names)},
-                "ignore_mismatched_sizes": True,
-            }
-        pretrained = not Path(checkpoint).is_dir() or any(Path(checkpoint).glob("*.safetensors*"))
-        pretrained = pretrained or any(Path(checkpoint).glob("pytorch_model*.bin*"))
         with quiet_transformers(), seeded(0):
+            config = AutoConfig.from_pretrained(checkpoint)
+            if config.model_type not in model_types:
+                raise CheckpointError(
+                    f"{checkpoint} is a '{config.model_type}' model; the supernet '{layout.family}' takes "
+                    f"{', '.join(model_types)}"
+                )
+            pretrained = not folder.is_dir() or any(
+                [*folder.glob("*.safetensors*"), *folder.glob("pytorch_model*.bin*")]
+            )
             if pretrained:
                 model = auto_class.from_pretrained(checkpoint, **options)
             else:
@@ -395,7 +397,8 @@ def load_encoder(
         if isinstance(error, CheckpointError):
             raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"cannot load the checkpoint '{checkpoint}': {reason}") from error
+        missing = "" if folder.exists() else "there is no such folder, and as a Hugging Face name: "
+        raise CheckpointError(f"cannot load the checkpoint '{checkpoint}': {missing}{reason}") from error
     size = (config.num_hidden_layers, config.num_attention_heads, config.intermediate_size)
     chosen = record["elastic"] if record else default(*size)
     if elastic is not None:
@@ -406,15 +409,18 @@ def load_encoder(
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Keeps the notes of transformers about new or unused heads from the user; errors still raise."""
+    """Keeps notes about new or unused heads, and retries of downloads, from the user; errors still raise."""
+    from huggingface_hub.utils import logging as hub
     from transformers.utils import logging
 
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
+    before = [(log, log.get_verbosity()) for log in (logging, hub)]
+    for log, _ in before:
+        log.set_verbosity_error()
     try:
         yield
     finally:
-        logging.set_verbosity(before)
+        for log, verbosity in before:
+            log.set_verbosity(verbosity)
 
 
 @contextmanager

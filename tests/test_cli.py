@@ -1,0 +1,259 @@
+"""The commands from end to end, on a tiny BERT and tiny data: the real quantizer, runtime, and timing process."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qnas_plugin.cli import main
+
+
+@pytest.fixture(scope="module")
+def hardware(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A profile of whatever machine the tests run on."""
+    from qnas_plugin.hardware import describe, detect, write_profile
+
+    return write_profile(describe(detect(), "this-machine"), tmp_path_factory.mktemp("hardware"))
+
+
+def run(*arguments: str | Path) -> int:
+    """The exit code of a command line."""
+    try:
+        main([str(argument) for argument in arguments])
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+@pytest.fixture(scope="module")
+def supernet(bert_checkpoint: Path, sentences: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("trained") / "supernet"
+    code = run(
+        *("train", "--supernet", "bert", "--checkpoint", bert_checkpoint, "--task", "text-classification"),
+        *("--data", sentences, "--depth", "2,3,4", "--ffn", "16,32,48", "--epochs", "12", "--batch-size", "16"),
+        *("--learning-rate", "1e-3", "--subnets", "sandwich", "--arithmetic", "fp32", "--out", out),
+    )
+    assert code == 0
+    return out
+
+
+def tune_arguments(supernet: Path, sentences: Path, hardware: Path, out: Path) -> list[str | Path]:
+    return [
+        *("tune", "--supernet", "bert", "--checkpoint", supernet, "--task", "text_classification", "--data", sentences),
+        *("--hardware", hardware, "--seq-len", "16", "--search-samples", "80", "--calibration-samples", "16"),
+        *("--objective", "accuracy", "--objective", "latency_ms", "--objective", "size_mb", "--out", out),
+    ]
+
+
+@pytest.fixture(scope="module")
+def tuned(supernet: Path, sentences: Path, hardware: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("tuned") / "out"
+    arguments = tune_arguments(supernet, sentences, hardware, out)
+    assert run(*arguments, "--trials", "8", "--population", "4", "--max-accuracy-drop", "1") == 0
+    return out
+
+
+def test_train_writes_a_checkpoint_with_its_record(supernet: Path) -> None:
+    record = json.loads((supernet / "supernet.json").read_text())
+    assert record["supernet"] == "bert"
+    assert record["elastic"]["depth"] == [2, 3, 4]
+    assert record["training"]["accuracy"]["largest_search"] > 0.6
+    assert (supernet / "tokenizer.json").is_file()
+    assert not (supernet / "training.pt").exists()
+
+
+def test_tune_writes_what_it_promises(tuned: Path) -> None:
+    record = json.loads((tuned / "pareto.json").read_text())
+    assert record["trials"] == {"complete": 8, "failed": 0}
+    assert record["data"]["examples"]["report"] == 100
+    assert [row["name"] for row in record["baselines"]] == [
+        "largest-fp32",
+        "largest-int8",
+        "smallest-fp32",
+        "smallest-int8",
+    ]
+    assert record["recommended"] in [row["name"] for row in record["members"]]
+    for row in [*record["members"], *record["baselines"]]:
+        folder = tuned / row["folder"]
+        assert {"model.onnx", "config.json", "tokenizer.json", "candidate.json", "metrics.json"} <= {
+            path.name for path in folder.iterdir()
+        }
+        assert row["report"]["size_mb"] == (folder / "model.onnx").stat().st_size / 1e6
+        assert row["latency"]["runs"] >= 30
+    assert sorted(path.name for path in (tuned / "pareto").iterdir()) == sorted(r["name"] for r in record["members"])
+    html = (tuned / "report.html").read_text()
+    assert record["recommended"] in html
+    assert "<script src=" not in html
+
+
+def test_members_load_in_optimum_and_predict_the_same(tuned: Path, sentences: Path) -> None:
+    """A client that isn't ours: Optimum's model class and its own tokenizer call."""
+    from optimum.onnxruntime import ORTModelForSequenceClassification
+    from transformers import AutoTokenizer
+
+    record = json.loads((tuned / "pareto.json").read_text())
+    lines = (sentences / "validation.tsv").read_text().splitlines()[1:]
+    texts, labels = zip(*(line.split("\t") for line in lines), strict=True)
+    for row in record["members"]:
+        folder = tuned / row["folder"]
+        model = ORTModelForSequenceClassification.from_pretrained(folder)
+        tokens = AutoTokenizer.from_pretrained(folder)(list(texts), padding=True, return_tensors="pt")
+        classes = model(**tokens).logits.argmax(-1).numpy()
+        assert np.mean(classes == np.array(labels, dtype=int)) == pytest.approx(row["report"]["accuracy"])
+
+
+def test_export_gives_the_bytes_that_tune_wrote(tuned: Path, tmp_path: Path) -> None:
+    record = json.loads((tuned / "pareto.json").read_text())
+    row = record["members"][0]
+    expected = (tuned / row["folder"] / "model.onnx").read_bytes()
+    assert run("export", "--study", tuned, "--key", row["key"][:8], "--out", tmp_path / "a") == 0
+    assert (tmp_path / "a" / "model.onnx").read_bytes() == expected
+    candidate = tuned / row["folder"] / "candidate.json"
+    assert run("export", "--study", tuned, "--candidate", candidate, "--out", tmp_path / "b") == 0
+    assert (tmp_path / "b" / "model.onnx").read_bytes() == expected
+    assert run("export", "--study", tuned, "--key", row["key"], "--precision", "fp32", "--out", tmp_path / "c") == 0
+    assert (tmp_path / "c" / "model.onnx").stat().st_size > len(expected) * 0.9
+
+
+def test_tune_goes_on_where_it_was(
+    tuned: Path, supernet: Path, sentences: Path, hardware: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (tuned / "study.journal").read_bytes()
+    arguments = tune_arguments(supernet, sentences, hardware, tuned)
+    assert run(*arguments, "--trials", "9", "--population", "4", "--max-accuracy-drop", "1", "--json") == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["trials"] == {"complete": 9, "failed": 0}
+    assert "8 trials are stored already" in captured.err
+    assert (tuned / "study.journal").read_bytes().startswith(before)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (["--objective", "accuracy", "--objective", "size_mb"], "objectives"),
+        (["--seq-len", "8"], "setting"),
+        (["--search-samples", "60"], "data"),
+    ],
+)
+def test_tune_refuses_the_folder_of_another_study(
+    changed: list[str],
+    message: str,
+    tuned: Path,
+    supernet: Path,
+    sentences: Path,
+    hardware: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    before = (tuned / "study.journal").read_bytes()
+    arguments = tune_arguments(supernet, sentences, hardware, tuned)
+    if "--objective" in changed:
+        arguments = [a for a in arguments if a not in ("--objective", "accuracy", "latency_ms", "size_mb")]
+    assert run(*arguments, *changed) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("qnas: the study in")
+    assert message in error
+    assert (tuned / "study.journal").read_bytes() == before
+
+
+def test_tune_names_the_nearest_member_when_nothing_keeps_a_limit(
+    tuned: Path, supernet: Path, sentences: Path, hardware: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = tune_arguments(supernet, sentences, hardware, tuned)
+    code = run(*arguments, "--trials", "8", "--population", "4", "--limit", "latency_ms<=0.000001")
+    assert code == 3
+    assert "No member keeps latency_ms<=1e-06" in " ".join(capsys.readouterr().err.split())
+    assert json.loads((tuned / "pareto.json").read_text())["recommended"] is None
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (["tune", "--supernet", "brt"], 2, "unknown supernet 'brt'; did you mean 'bert'? have: bert, vit"),
+        (
+            ["tune", "--supernet", "bert", "--checkpoint", "c", "--task", "text"],
+            2,
+            "did you mean 'text_classification'",
+        ),
+        (["show", "suprnets"], 2, "did you mean 'supernets'"),
+        (["export", "--study", "nowhere", "--out", "o"], 2, "nowhere is no folder that qnas tune wrote"),
+        (["train", "--depth", "3,x"], 2, "--depth takes numbers"),
+    ],
+)
+def test_wrong_options_give_one_line(
+    options: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*options) == code
+    error = capsys.readouterr().err.strip()
+    assert message in error
+    assert len(error.splitlines()) == 1
+
+
+def test_tune_gives_one_line_for_bad_data_and_folders(
+    supernet: Path, sentences: Path, hardware: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def last_line(*changed: str | Path) -> str:
+        assert run(*tune_arguments(supernet, sentences, hardware, tmp_path / "out"), *changed) == 1
+        return capsys.readouterr().err.strip().splitlines()[-1]
+
+    assert "no file or folder" in last_line("--data", tmp_path / "missing.tsv")
+    bad = tmp_path / "bad.tsv"
+    bad.write_text("sentence\tlabel\na good film\t1\nno label\n")
+    assert "bad.tsv:3: 1 fields" in last_line("--data", bad)
+    three = tmp_path / "three.tsv"
+    three.write_text("sentence\tlabel\n" + "".join(f"film {i}\t{i % 3}\n" for i in range(60)))
+    assert "the checkpoint has 2 classes" in last_line("--data", three)
+    (tmp_path / "file").touch()
+    assert "cannot write to the folder" in last_line("--out", tmp_path / "file")
+    assert "unknown hardware profile 'xeon-8280x'; did you mean 'xeon-8280'" in last_line("--hardware", "xeon-8280x")
+    assert "latencies are measured here" in last_line("--hardware", "xeon-8280")
+
+
+def test_ctrl_c_ends_with_one_line_and_keeps_the_trials(
+    supernet: Path, sentences: Path, hardware: Path, tmp_path: Path
+) -> None:
+    command = [str(a) for a in tune_arguments(supernet, sentences, hardware, tmp_path / "out")]
+    with subprocess.Popen(
+        [sys.executable, "-m", "qnas_plugin", *command, "--trials", "500"], stderr=subprocess.PIPE, text=True
+    ) as process:
+        journal = tmp_path / "out" / "study.journal"
+        deadline = time.monotonic() + 90
+        while not (journal.exists() and journal.read_bytes().count(b'"metrics"') >= 2):
+            assert time.monotonic() < deadline, "no trial was stored"
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert error.strip().splitlines()[-1].startswith("qnas: stopped; what was finished is kept")
+    assert "Traceback" not in error
+    assert journal.read_bytes().endswith(b"\n")
+
+
+def test_show_lists_everything(capsys: pytest.CaptureFixture[str]) -> None:
+    for what, name in (
+        ("supernets", "bert"),
+        ("tasks", "text_classification"),
+        ("algorithms", "linas"),
+        ("predictors", "ridge"),
+        ("hardware", "xeon-8480plus"),
+    ):
+        assert run("show", what) == 0
+        assert name in capsys.readouterr().out
+
+
+def test_the_module_runs_as_a_program() -> None:
+    ran = subprocess.run(
+        [sys.executable, "-m", "qnas_plugin", "--version"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=dict(os.environ),
+    )
+    assert ran.stdout.startswith("qnas ")
