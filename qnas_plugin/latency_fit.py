@@ -56,7 +56,7 @@ def fit(counts: Features, measured: Floats, alone: Floats, keys: Sequence[Key]) 
     A = counts / measured[:, None]
     K = _covariance(alone, keys)
     folds = np.arange(len(A)) % min(_FOLDS, len(A))
-    errors = np.zeros(len(_STRENGTHS))
+    mistakes = np.zeros(len(_STRENGTHS))
     for fold in np.unique(folds) if len(A) > 1 else ():
         train, test = A[folds != fold], A[folds == fold]
         centre = _scale(train, alone) * alone
@@ -65,8 +65,8 @@ def fit(counts: Features, measured: Floats, alone: Floats, keys: Sequence[Key]) 
         across = test @ K @ train.T @ U
         for i, strength in enumerate(_STRENGTHS):
             predicted = test @ centre + across @ (residual / (np.maximum(eigenvalues, 0) + strength))
-            errors[i] += np.abs(predicted - 1).sum() / len(A)
-    best = int(errors.argmin())
+            mistakes[i] += np.abs(predicted - 1).sum() / len(A)
+    best = int(mistakes.argmin())
     strength = float(_STRENGTHS[best])
     centre = _scale(A, alone) * alone
     gain = np.linalg.solve(A @ K @ A.T + strength * np.eye(len(A)), A @ K).T
@@ -76,7 +76,7 @@ def fit(counts: Features, measured: Floats, alone: Floats, keys: Sequence[Key]) 
         ms, _ = nnls(np.vstack([A, root]), np.concatenate([np.ones(len(A)), root @ centre]), maxiter=100 * len(ms))
     noise = np.mean((A @ ms - 1) ** 2)
     variance = np.maximum(np.diag(K - gain @ (A @ K)), 0) * noise / strength
-    return Fit(ms, np.sqrt(variance), strength, float(errors[best]))
+    return Fit(ms, np.sqrt(variance), strength, float(mistakes[best]))
 
 
 def design(decomposition: Decomposition, count: int, rng: np.random.Generator) -> Genes:

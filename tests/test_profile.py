@@ -23,7 +23,7 @@ from qnas_plugin.quantize import verify
 from qnas_plugin.request import ProfileRequest, parse_duration
 from qnas_plugin.space import Precision
 from qnas_plugin.supernets import Elastic, Supernet
-from tests.test_latency_table import stack
+from tests.test_latency_table import stack, table
 
 ELASTIC = Elastic((2, 3, 4), (1, 2, 4), (16, 32, 48))
 SETTING = RuntimeSetting(sequence_length=16)
@@ -233,6 +233,39 @@ def test_profile_makes_a_table_and_goes_on_where_it_stopped(
     assert "held-out" in latency_plot.render(table)
     with pytest.raises(LatencyTableError, match="another seed"):
         profile.profile(request.model_copy(update={"seed": 1}))
+
+
+def test_profile_command_compares_merges_and_plots(tmp_path: Path) -> None:
+    from qnas_plugin.cli import main
+
+    old = latency_table.write(table({"a": 1.0, "b": 2.0}), tmp_path / "old")
+    new = latency_table.write(table({"a": 1.5, "c": 2.0}), tmp_path / "new")
+    main_ = lambda *arguments: main(["profile", *map(str, arguments)])  # noqa: E731
+    for arguments in (["--compare", old, new], ["--merge", old, new, "--out", tmp_path], ["--plot", old]):
+        with pytest.raises(SystemExit) as stop:
+            main_(*arguments)
+        assert not stop.value.code
+    assert set(latency_table.load(tmp_path / "xeon-8280" / old.name).by_key()) == {"a", "b", "c"}
+    assert "plotly" in old.with_suffix(".html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "got none"),
+        (["--detect", "--plot", "x"], "got --detect and --plot"),
+        (["--plot", "x", "--name", "y"], "--name"),
+    ],
+)
+def test_profile_command_takes_one_job_at_a_time(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from qnas_plugin.cli import main
+
+    with pytest.raises(SystemExit) as stop:
+        main(["profile", *arguments])
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
 
 
 def test_profile_refuses_another_machine(bert_checkpoint: Path, tmp_path: Path) -> None:
