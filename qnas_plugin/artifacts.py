@@ -37,8 +37,9 @@ class Member:
         name: ``<n>-<key>``, or the baseline's name.
         candidate: What it is.
         search: Metrics that the search saw: accuracy on the search part.
-        report: Verified metrics: accuracy on the report part, latency measured in turns with all other members.
-        latency: All statistics of that latency.
+        report: Verified metrics: accuracy on the report part, latency measured in turns with all other members, or
+            predicted by the table of a SKU that this machine is not.
+        latency: All statistics of that latency; ``source`` is ``measured`` or ``predicted``.
         against: For each reference: ratios (above 1 is better) and the paired test of the accuracy.
         folder: Where its files are, relative to the output folder.
     """
@@ -96,6 +97,8 @@ def verify(
     baselines: Mapping[str, Candidate],
     profile: HardwareProfile,
     on_stage: Callable[[str], None],
+    *,
+    notes: Sequence[str] = (),
 ) -> Result:
     """Builds the Pareto set and the baselines anew, measures them on the report part, and writes their folders.
 
@@ -125,14 +128,24 @@ def verify(
         paths[name] = (folder if name in names else request.out / "baselines") / name / "model.onnx"
         write_candidate(evaluator, candidate, paths[name].parent)
         predictions[name] = evaluator.predict(paths[name], evaluator.dataset.report)
-    on_stage(f"Timing {len(paths)} models in turns")
-    latencies = dict(zip(paths, evaluator.latency(list(paths.values()), rounds=5), strict=True))
+    latencies: dict[str, dict[str, Any]]
+    if evaluator.here:
+        on_stage(f"Timing {len(paths)} models in turns")
+        timed = evaluator.latency(list(paths.values()), rounds=5)
+        latencies = {
+            name: latency.to_dict() | {"source": "measured"} for name, latency in zip(paths, timed, strict=True)
+        }
+    else:
+        latencies = {
+            name: {"median": evaluator.estimate(candidate), "source": "predicted"}
+            for name, candidate in candidates.items()
+        }
 
     labels = evaluator.dataset.report.labels
     report = {
         name: {
             "accuracy": measure.accuracy(predictions[name], labels),
-            "latency_ms": latencies[name].median,
+            "latency_ms": latencies[name]["median"],
             "size_mb": measure.size_mb(path),
         }
         for name, path in paths.items()
@@ -143,7 +156,7 @@ def verify(
             candidate,
             seen.get(candidate.key, {}),
             report[name],
-            latencies[name].to_dict(),
+            latencies[name],
             {
                 reference: compare(report[name], report[reference], predictions[name], predictions[reference], labels)
                 for reference in REFERENCES
@@ -164,6 +177,7 @@ def verify(
         "request": request.model_dump(mode="json"),
         "hardware": profile.model_dump(mode="json"),
         "setting": evaluator.setting.model_dump(mode="json"),
+        "latency": latency_record(evaluator, notes),
         "environment": environment(),
         "data": {
             "source": evaluator.dataset.source,
@@ -186,6 +200,30 @@ def verify(
         "reason": reason,
     }
     return Result(members, tuple(verified[name] for name in baselines), recommended, reason, record)
+
+
+def latency_record(evaluator: Evaluator, notes: Sequence[str]) -> dict[str, Any]:
+    """Where latencies come from, for ``pareto.json``: in the search, in the verified set, and the table with its error.
+
+    Args:
+        evaluator: Of the search.
+        notes: What speaks against the table, where the user insisted on it.
+    """
+    table = evaluator.estimator.table if evaluator.estimator else None
+    return {
+        "search": "measured" if table is None else "table",
+        "verified": "measured" if evaluator.here else "predicted",
+        "notes": list(notes),
+        "table": None
+        if table is None
+        else {
+            "name": str(table),
+            "created": table.created,
+            "held_out": table.fidelity.held_out,
+            "noise": table.fidelity.noise,
+            **table.fidelity.errors.model_dump(),
+        },
+    }
 
 
 def write_result(result: Result, trials: Sequence[Trial], out: Path) -> None:

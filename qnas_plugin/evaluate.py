@@ -17,6 +17,7 @@ from qnas_plugin import measure
 from qnas_plugin.errors import MaterializeError
 from qnas_plugin.files import write_bytes
 from qnas_plugin.hardware import RuntimeSetting, detect
+from qnas_plugin.latency_table import Estimator
 from qnas_plugin.materialize import export, materialize
 from qnas_plugin.quantize import Calibrated, calibrate
 from qnas_plugin.space import Candidate, Precision, Value
@@ -38,13 +39,26 @@ class Evaluator:
         dataset: Its calibration part gives the ranges, its search part the accuracy.
         processor: Turns examples into inputs.
         setting: What latencies are measured at.
+        estimator: Gives the latencies of the search from a table; None measures them.
+        here: Whether this machine is the SKU, so that verified latencies can be measured.
 
     Raises:
         MaterializeError: The exported graph differs from torch by more than 1e-4 on a real batch.
     """
 
-    def __init__(self, supernet: Supernet, dataset: Dataset, processor: Processor, setting: RuntimeSetting) -> None:
+    def __init__(
+        self,
+        supernet: Supernet,
+        dataset: Dataset,
+        processor: Processor,
+        setting: RuntimeSetting,
+        *,
+        estimator: Estimator | None = None,
+        here: bool = True,
+    ) -> None:
+        assert here or estimator is not None
         self.supernet, self.dataset, self.processor, self.setting = supernet, dataset, processor, setting
+        self.estimator, self.here = estimator, here
         self._calibration = list(processor.batches(dataset.calibration.inputs, 8))
         self._search = processor.batches(dataset.search.inputs, BATCH)
         self._graph = export(supernet, self._calibration[0].inputs)
@@ -70,6 +84,8 @@ class Evaluator:
     def evaluate(self, candidate: Candidate, folder: Path) -> Evaluation:
         """Builds and measures a candidate: accuracy on the search part, latency, size. The file is left in ``folder``.
 
+        With an estimator, the latency is the table's, and its spread the table's mean error.
+
         Raises:
             CandidateError: It cannot be built or measured.
         """
@@ -81,11 +97,15 @@ class Evaluator:
         with _stage("accuracy", seconds):
             accuracy = measure.accuracy(self.predict(path, self.dataset.search), self.dataset.search.labels)
         with _stage("latency", seconds):
-            latency = self.latency([path])[0]
-        metrics = {"accuracy": accuracy, "latency_ms": latency.median, "size_mb": measure.size_mb(path)}
+            if self.estimator is None:
+                latency = self.latency([path])[0]
+                latency_ms, differs = latency.median, latency.spread
+            else:
+                latency_ms, differs = self.estimate(candidate), self.estimator.table.fidelity.errors.mean_error
+        metrics = {"accuracy": accuracy, "latency_ms": latency_ms, "size_mb": measure.size_mb(path)}
         spread = {
             "accuracy": standard_error(accuracy, len(self.dataset.search)),
-            "latency_ms": latency.spread * latency.median,
+            "latency_ms": differs * latency_ms,
         }
         return Evaluation(metrics, spread, seconds)
 
@@ -97,6 +117,21 @@ class Evaluator:
     def latency(self, models: Sequence[Path], rounds: int = 3) -> list[measure.Latency]:
         """The latencies of ONNX files at the evaluator's setting, measured in turns."""
         return measure.latency(models, self.timing_inputs, self.setting, rounds=rounds)
+
+    def accuracy(self, candidate: Candidate, folder: Path) -> float:
+        """Builds a candidate and measures its accuracy on the search part alone.
+
+        Raises:
+            CandidateError: It cannot be built or run.
+        """
+        path = folder / "model.onnx"
+        write_bytes(path, self.build(candidate).SerializeToString(deterministic=True))
+        return measure.accuracy(self.predict(path, self.dataset.search), self.dataset.search.labels)
+
+    def estimate(self, candidate: Candidate) -> float:
+        """The latency of a candidate in milliseconds, from the table."""
+        assert self.estimator is not None
+        return float(self.estimator(self.supernet.space.encode(candidate)[None])[0])
 
     def check(self, candidate: Candidate) -> None:
         """Compares a subnet's FP32 graph with torch on a real batch.
