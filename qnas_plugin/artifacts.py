@@ -38,8 +38,9 @@ class Member:
         name: ``<n>-<key>``, or the baseline's name.
         candidate: What it is.
         search: Metrics that the search saw: accuracy on the search part.
-        report: Verified metrics: accuracy on the report part, latency measured in turns with all other members.
-        latency: All statistics of that latency.
+        report: Verified metrics: accuracy on the report part, latency measured in turns with all other members, or
+            predicted by the table of a SKU that this machine is not.
+        latency: All statistics of that latency; ``source`` is ``measured`` or ``predicted``.
         against: For each reference: ratios (above 1 is better) and the paired test of the accuracy.
         folder: Where its files are, relative to the output folder.
     """
@@ -71,7 +72,7 @@ class Result:
     """The outcome of a search.
 
     Args:
-        members: The Pareto set, the best in the last objective first.
+        members: The Pareto set, the best in the first objective after accuracy first.
         baselines: The corners of the space.
         recommended: The name of the member to deploy; None when no member keeps all limits.
         reason: One sentence that says why, or what keeps the nearest members from it.
@@ -97,6 +98,8 @@ def verify(
     baselines: Mapping[str, Candidate],
     profile: HardwareProfile,
     on_stage: Callable[[str], None],
+    *,
+    notes: Sequence[str] = (),
 ) -> Result:
     """Builds the Pareto set and the baselines anew, measures them on the report part, and writes their folders.
 
@@ -110,7 +113,7 @@ def verify(
     front = non_dominated(losses([trial.metrics for trial in trials], request.objectives))
     chosen = sorted(
         (trial for trial, kept in zip(trials, front, strict=True) if kept),
-        key=lambda trial: trial.metrics[request.objectives[-1]],
+        key=lambda trial: trial.metrics[goal(request)],
     )
     seen = {trial.candidate.key: trial.metrics for trial in trials}
     names = [f"{n}-{trial.candidate.key}" for n, trial in enumerate(chosen, 1)]
@@ -121,18 +124,29 @@ def verify(
     paths: dict[str, Path] = {}
     predictions: dict[str, npt.NDArray[np.int64]] = {}
     for i, (name, candidate) in enumerate(candidates.items(), 1):
-        on_stage(f"Verifying {i} of {len(candidates)}: {name}")
+        if i * 10 // len(candidates) > (i - 1) * 10 // len(candidates):
+            on_stage(f"Built and checked {i} of {len(candidates)} models")
         paths[name] = (folder if name in names else request.out / "baselines") / name / "model.onnx"
         write_candidate(evaluator, candidate, paths[name].parent)
         predictions[name] = evaluator.predict(paths[name], evaluator.dataset.report)
-    on_stage(f"Timing {len(paths)} models in turns")
-    latencies = dict(zip(paths, evaluator.latency(list(paths.values()), rounds=5), strict=True))
+    latencies: dict[str, dict[str, Any]]
+    if evaluator.here:
+        on_stage(f"Timing {len(paths)} models in turns")
+        timed = evaluator.latency(list(paths.values()), rounds=5)
+        latencies = {
+            name: latency.to_dict() | {"source": "measured"} for name, latency in zip(paths, timed, strict=True)
+        }
+    else:
+        latencies = {
+            name: {"median": evaluator.estimate(candidate), "source": "predicted"}
+            for name, candidate in candidates.items()
+        }
 
     labels = evaluator.dataset.report.labels
     report = {
         name: {
             "accuracy": measure.accuracy(predictions[name], labels),
-            "latency_ms": latencies[name].median,
+            "latency_ms": latencies[name]["median"],
             "size_mb": measure.size_mb(path),
         }
         for name, path in paths.items()
@@ -143,7 +157,7 @@ def verify(
             candidate,
             seen.get(candidate.key, {}),
             report[name],
-            latencies[name].to_dict(),
+            latencies[name],
             {
                 reference: compare(report[name], report[reference], predictions[name], predictions[reference], labels)
                 for reference in REFERENCES
@@ -164,6 +178,7 @@ def verify(
         "request": request.model_dump(mode="json"),
         "hardware": profile.model_dump(mode="json"),
         "setting": evaluator.setting.model_dump(mode="json"),
+        "latency": latency_record(evaluator, notes),
         "environment": environment(),
         "data": {
             "source": evaluator.dataset.source,
@@ -186,6 +201,30 @@ def verify(
         "reason": reason,
     }
     return Result(members, tuple(verified[name] for name in baselines), recommended, reason, record)
+
+
+def latency_record(evaluator: Evaluator, notes: Sequence[str]) -> dict[str, Any]:
+    """Where latencies come from, for ``pareto.json``: in the search, in the verified set, and the table with its error.
+
+    Args:
+        evaluator: Of the search.
+        notes: What speaks against the table, where the user insisted on it.
+    """
+    table = evaluator.estimator.table if evaluator.estimator else None
+    return {
+        "search": "measured" if table is None else "table",
+        "verified": "measured" if evaluator.here else "predicted",
+        "notes": list(notes),
+        "table": None
+        if table is None
+        else {
+            "name": str(table),
+            "created": table.created,
+            "held_out": table.fidelity.held_out,
+            "noise": table.fidelity.noise,
+            **table.fidelity.errors.model_dump(),
+        },
+    }
 
 
 def write_result(result: Result, trials: Sequence[Trial], out: Path) -> None:
@@ -238,6 +277,11 @@ def compare(
     }
 
 
+def goal(request: TuneRequest) -> str:
+    """The objective that the recommended member is best in: the first one after accuracy."""
+    return next(name for name in request.objectives if name != "accuracy")
+
+
 def recommend(members: Sequence[Member], reference: Member, request: TuneRequest) -> tuple[str | None, str]:
     """The member to deploy and why: best in the objective after accuracy among those that keep all limits.
 
@@ -249,10 +293,9 @@ def recommend(members: Sequence[Member], reference: Member, request: TuneRequest
 
     floor = Limit("accuracy", ">=", reference.search["accuracy"] - request.max_accuracy_drop)
     limits = [*request.parsed_limits, floor]
-    goal = next(name for name in request.objectives if name != "accuracy")
     fitting = [m for m in members if all(limit.violation(known(m)) == 0 for limit in limits)]
     if fitting:
-        best = min(fitting, key=lambda m: (m.report[goal], -m.search["accuracy"]))
+        best = min(fitting, key=lambda m: (m.report[goal(request)], -m.search["accuracy"]))
         ratio = best.against[REFERENCES[0]]
         return best.name, (
             f"deploy {best.folder}/model.onnx: {ratio['latency_ratio']:.2f}x as fast and "

@@ -1,4 +1,4 @@
-"""The command line: ``qnas train | tune | export | show``. The only module that prints and knows exit codes."""
+"""The command line: ``qnas train | tune | profile | ...``. The only module that prints and knows exit codes."""
 
 from __future__ import annotations
 
@@ -45,6 +45,12 @@ SeedOption = Annotated[Count, _option("Of every random choice.", 0)]
 LengthOption = Annotated[Count, _option("Cut texts after this many tokens.", "the tokenizer's own")]
 CalibrationOption = Annotated[Count, _option("Training examples for the quantization ranges.", 128)]
 SearchOption = Annotated[Count, _option("Held-out training examples for the accuracy that steers the search.", 2000)]
+InsistOption = Annotated[
+    bool,
+    typer.Option(
+        "--insist", help="Use or make a latency table although it is of other hardware or settings; results say so."
+    ),
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -122,6 +128,11 @@ def tune(
         list[str] | None,
         _option("Bound for the recommended member, like 'latency_ms<=5'; may be repeated.", None, "BOUND"),
     ] = None,
+    latency: Annotated[
+        Text, _option("measured, or table: from the SKU's latency table, also of a machine elsewhere.", "measured")
+    ] = None,
+    table: Annotated[Path | None, _option("Latency table.", "the one that fits")] = None,
+    insist: InsistOption = False,
     max_accuracy_drop: Annotated[
         Number, _option("Accuracy that the recommended member may lose against all-INT8 of the full network.", 0.01)
     ] = None,
@@ -147,6 +158,7 @@ def tune(
     options = {name: value for name, value in locals().items() if name not in ("config", "as_json")}
     options["objectives"] = options.pop("objective") or None
     options["limits"] = options.pop("limit") or None
+    options["insist"] = insist or None
     from qnas_plugin.console import tuning
     from qnas_plugin.request import TuneRequest
 
@@ -155,6 +167,117 @@ def tune(
         print(json.dumps(result.record, indent=2, sort_keys=True))
     if result.recommended is None:
         raise typer.Exit(EXIT_NO_MEMBER)
+
+
+@app.command()
+def profile(
+    supernet: SupernetOption = None,
+    checkpoint: Annotated[
+        Text, _option("As for tune; a folder with a config.json and no weights is enough, no data are needed.")
+    ] = None,
+    hardware: Annotated[Text, _option("Hardware profile of this machine, or auto to find it.", "auto")] = None,
+    threads: Annotated[Count, _option("Threads of the runtime.", "the profile's")] = None,
+    batch: Annotated[Count, _option("Examples a run.", "the profile's")] = None,
+    seq_len: Annotated[Count, _option("Tokens an example, for text.", "the profile's")] = None,
+    resolution: Annotated[Count, _option("Height and width in pixels, for images.", "the model's")] = None,
+    budget: Annotated[Text, _option("How long to measure: 90s, 10m, 1h.", "10m")] = None,
+    out: Annotated[
+        Path | None, _option("Folder of latency tables, or what --detect, --merge or --plot write.", "the user's own")
+    ] = None,
+    seed: SeedOption = None,
+    insist: InsistOption = False,
+    detect: Annotated[
+        bool, typer.Option("--detect", help="Only describe this machine and write its hardware profile.")
+    ] = False,
+    name: Annotated[Text, _option("Name of the profile that --detect writes.")] = None,
+    compare: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(help="Only show what got slower from one table to another.", metavar="OLD NEW"),
+    ] = None,
+    merge: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(help="Only merge two tables of one SKU into --out.", metavar="TABLE TABLE"),
+    ] = None,
+    plot: Annotated[Path | None, _option("Only draw a table: its test and its rows.", None, "TABLE")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make the latency table of a supernet on this machine, with its own tested error in it.
+
+    A search with "qnas tune --latency table" then needs no measurement and not this machine. Stop it with Ctrl-C at any
+    time; the same command continues, and one with a longer budget makes the table better.
+    """
+    from qnas_plugin import console
+
+    modes = {"--detect": detect, "--compare": compare, "--merge": merge, "--plot": plot, "--supernet": supernet}
+    given = [mode for mode, value in modes.items() if value]
+    if len(given) != 1:
+        raise UsageError(f"give one of {', '.join(modes)}; got {' and '.join(given) or 'none'}")
+    if name is not None and not detect:
+        raise UsageError("--name is for --detect")
+    if detect:
+        return console.detecting(name, out)
+    if compare:
+        return console.comparing(*compare)
+    if plot:
+        return console.plotting(plot, out)
+    from qnas_plugin.hardware import user_folder
+    from qnas_plugin.request import ProfileRequest
+
+    out = out or user_folder("latency_tables")
+    if merge:
+        return console.merging(*merge, out)
+    options = {
+        "supernet": supernet,
+        "checkpoint": checkpoint,
+        "hardware": hardware,
+        "threads": threads,
+        "batch": batch,
+        "seq_len": seq_len,
+        "resolution": resolution,
+        "budget": budget,
+        "out": out,
+        "seed": seed,
+        "insist": insist,
+    }
+    table = console.profiling(ProfileRequest.build(options))
+    if as_json:
+        print(table.model_dump_json(indent=2))
+
+
+@app.command()
+def retarget(
+    study: Annotated[Path, typer.Option(help="Folder that qnas tune wrote.")],
+    hardware: Annotated[str, typer.Option(help="Hardware profile to find the Pareto set for, or auto.")],
+    threads: Annotated[Count, _option("Threads of the runtime.", "the profile's")] = None,
+    batch: Annotated[Count, _option("Examples a run.", "the profile's")] = None,
+    seq_len: Annotated[Count, _option("Tokens an example, for text.", "the study's")] = None,
+    table: Annotated[Path | None, _option("Latency table.", "the one that fits")] = None,
+    insist: InsistOption = False,
+    evaluate: Annotated[int, typer.Option(help="New accuracy evaluations to spend where predictions are unsure.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of every random choice.")] = 0,
+    out: Annotated[Path | None, _option("Folder for the result.", "STUDY/retarget/HARDWARE")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Turn a finished study into the Pareto set of another CPU or setting, by its latency table, in seconds.
+
+    Accuracies come from the stored trials and a predictor trained on them; nothing is measured without --evaluate.
+    """
+    from qnas_plugin.console import retargeting
+
+    result = retargeting(
+        study,
+        hardware,
+        threads=threads,
+        batch=batch,
+        seq_len=seq_len,
+        table=table,
+        insist=insist,
+        evaluate=evaluate,
+        seed=seed,
+        out=out,
+    )
+    if as_json:
+        print(json.dumps(result.record, indent=2, sort_keys=True))
 
 
 @app.command()

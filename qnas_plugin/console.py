@@ -13,10 +13,14 @@ from rich.table import Table
 
 from qnas_plugin import registry
 from qnas_plugin.errors import UnknownNameError
-from qnas_plugin.request import TrainRequest, TuneRequest
+from qnas_plugin.files import write_bytes
+from qnas_plugin.request import ProfileRequest, TrainRequest, TuneRequest
 
 if TYPE_CHECKING:
     from qnas_plugin.artifacts import Member, Result
+    from qnas_plugin.latency_table import LatencyTable
+    from qnas_plugin.profile import Progress as Profiled
+    from qnas_plugin.retarget import Retargeted
     from qnas_plugin.training.instatune import Step
     from qnas_plugin.tune import Progress as Searched
 
@@ -70,8 +74,129 @@ def tuning(request: TuneRequest) -> Result:
 
         result = tune(request, on_stage=lambda text: bar.console.print(f"[dim]{text}[/dim]"), on_progress=on_progress)
     console.print(_table(result))
+    for sentence in _latency_notes(result.record["latency"]):
+        console.print(f"[yellow]{sentence}[/yellow]")
     console.print(f"Written to {request.out}: pareto.json and {len(result.members)} models under pareto/")
     console.print(result.reason[0].upper() + result.reason[1:] + ".")
+    return result
+
+
+def profiling(request: ProfileRequest) -> LatencyTable:
+    """Makes a latency table, with a bar of the time budget, and says how good it is."""
+    from qnas_plugin.profile import profile
+
+    with _bar("{task.fields[networks]}") as bar:
+        task = bar.add_task("Measuring", total=None, networks="", visible=False)
+
+        def on_progress(done: Profiled) -> None:
+            text = f"{done.networks} networks"
+            bar.update(task, total=int(done.budget), completed=int(done.seconds), networks=text, visible=True)
+            _say_tenths(int(done.seconds), int(done.budget), text)
+
+        table, path = profile(
+            request, on_stage=lambda text: bar.console.print(f"[dim]{text}[/dim]"), on_progress=on_progress
+        )
+    fidelity, errors = table.fidelity, table.fidelity.errors
+    console.print(
+        f"On {fidelity.held_out} held-out networks: mean error {errors.mean_error:.2%}, within 5 % "
+        f"{errors.within_5:.0%}, Kendall tau {errors.kendall_tau:.3f}; two measurements of one differ by "
+        f"{fidelity.noise:.2%}, the sum of parts timed alone is off by {fidelity.alone.mean_error:.1%}"
+    )
+    for problem in table.problems:
+        console.print(f"[yellow]Think before you publish this table: {problem}.[/yellow]")
+    console.print(f"{len(table.rows)} rows ({table.granularity}) from {table.networks} networks, written to {path}")
+    return table
+
+
+def detecting(name: str | None, out: Path | None) -> None:
+    """Describes this machine and writes its hardware profile, unless a known one fits."""
+    from qnas_plugin import hardware
+    from qnas_plugin.errors import HardwareError
+
+    machine = hardware.detect()
+    console.print(f"This machine: {machine}")
+    if name is None:
+        try:
+            known = hardware.match(machine)
+        except HardwareError as error:
+            console.print(f"{error}")
+            name = hardware.suggest_name(machine)
+        else:
+            console.print(f"Its hardware profile is '{known.name}'; for one of your own give --name")
+            return
+    path = hardware.write_profile(hardware.describe(machine, name), out or hardware.user_folder("hardware_profiles"))
+    console.print(f"Wrote {path}; complete by hand what the system does not tell, then use --hardware {path}")
+
+
+def comparing(before: Path, after: Path) -> None:
+    """Prints what got slower and faster between two latency tables."""
+    from qnas_plugin import latency_table, table_pair
+
+    tables = latency_table.load(before), latency_table.load(after)
+    changes = table_pair.compare(*tables)
+    for label, table in zip(("before", "after"), tables, strict=True):
+        console.print(
+            f"{label}: {table}, {table.created}, onnxruntime {table.versions.get('onnxruntime')}, "
+            f"mean error {table.fidelity.errors.mean_error:.2%}"
+        )
+    certain = [change for change in changes if change.certain]
+    shown = Table(title="Rows that differ by more than twice their spread, slower ones first", title_justify="left")
+    for column in ("row", "before ms", "after ms", "change"):
+        shown.add_column(column, justify="left" if column == "row" else "right")
+    for change in certain:
+        ratio = f"{change.after / change.before - 1:+.1%}" if change.before else "new"
+        shown.add_row(change.key, f"{change.before:.4f}", f"{change.after:.4f}", ratio)
+    if certain:
+        Console(highlight=False).print(shown)
+    console.print(f"{len(certain)} of {len(changes)} rows differ")
+
+
+def merging(first: Path, second: Path, out: Path) -> None:
+    """Writes one table with the rows of two."""
+    from qnas_plugin import latency_table, table_pair
+
+    table = table_pair.merge(latency_table.load(first), latency_table.load(second))
+    path = latency_table.write(table, out)
+    console.print(f"Wrote {path} with {len(table.rows)} rows; its fidelity is the worse one's, nobody tested it anew")
+
+
+def plotting(source: Path, out: Path | None) -> None:
+    """Writes the plots of a latency table."""
+    from qnas_plugin import latency_plot, latency_table
+
+    path = out or source.with_suffix(".html")
+    write_bytes(path, latency_plot.render(latency_table.load(source)).encode())
+    console.print(f"Wrote {path}")
+
+
+def retargeting(study: Path, hardware: str, *, out: Path | None, **options: Any) -> Retargeted:
+    """Finds the Pareto set for another table and prints it."""
+    from qnas_plugin.retarget import retarget
+
+    result = retarget(study, hardware, out=out, on_stage=lambda text: console.print(f"[dim]{text}[/dim]"), **options)
+    record = result.record
+    shown = Table(title=f"Pareto set for {record['hardware']['name']}, latency predicted", title_justify="left")
+    for column in ("key", "accuracy", "", "latency ms", "size MB"):
+        shown.add_column(column, justify="right" if column not in ("key", "") else "left")
+    for member in result.members:
+        metrics = member.metrics
+        shown.add_row(
+            member.candidate.key,
+            f"{metrics['accuracy']:.4f}",
+            member.accuracy,
+            f"{metrics['latency_ms']:.3f}",
+            f"{metrics['size_mb']:.2f}",
+        )
+    console.print(shown)
+    for note in record["notes"]:
+        console.print(f"[yellow]The latency table does not quite fit: {note}.[/yellow]")
+    folder = out or study / "retarget" / record["hardware"]["name"]
+    console.print(
+        f"From {record['trials']} stored trials and {record['evaluated']} new evaluations, in "
+        f"{record['seconds']:.0f} s; the mean error of {record['table']['name']} is "
+        f"{record['table']['mean_error']:.1%}. Build a member with: qnas export --study {study} "
+        f"--candidate {folder / 'candidates' / '<file>'}"
+    )
     return result
 
 
@@ -126,8 +251,23 @@ def _say_tenths(done: int, total: int, text: str) -> None:
         console.print(f"{done} of {total}: {text}")
 
 
+def _latency_notes(latency: Mapping[str, Any]) -> list[str]:
+    """What a reader of latencies must know: that a table predicted them, with its error, or that it does not fit."""
+    notes = [f"The latency table does not quite fit: {note}." for note in latency["notes"]]
+    if latency["verified"] == "predicted":
+        table = latency["table"]
+        notes.insert(
+            0,
+            f"Latencies are predicted, not measured: by the latency table {table['name']}, whose mean error on "
+            f"{table['held_out']} held-out networks is {table['mean_error']:.1%}.",
+        )
+    return notes
+
+
 def _table(result: Result) -> Table:
-    table = Table(title="Pareto set, measured on the report split", title_justify="left")
+    predicted = result.record["latency"]["verified"] == "predicted"
+    title = "accuracy measured on the report split, latency predicted" if predicted else "measured on the report split"
+    table = Table(title=f"Pareto set, {title}", title_justify="left")
     table.add_column("")
     for name in ("accuracy", "latency ms", "size MB", "vs INT8: faster", "smaller", "points"):
         table.add_column(name, justify="right")

@@ -12,7 +12,9 @@ import torch
 
 from qnas_plugin import measure
 from qnas_plugin.errors import MaterializeError
+from qnas_plugin.files import write_bytes
 from qnas_plugin.hardware import RuntimeSetting, detect
+from qnas_plugin.latency_table import Estimator
 from qnas_plugin.materialize import export, materialize
 from qnas_plugin.space import Candidate
 from qnas_plugin.study import Evaluation
@@ -32,13 +34,26 @@ class Evaluator:
         dataset: Its calibration part gives the ranges, its search part the accuracy.
         processor: Turns examples into inputs.
         setting: What latencies are measured at.
+        estimator: Gives the latencies of the search from a table; None measures them.
+        here: Whether this machine is the SKU, so that verified latencies can be measured.
 
     Raises:
         MaterializeError: The exported graph differs from torch by more than 1e-4 on a real batch.
     """
 
-    def __init__(self, supernet: Supernet, dataset: Dataset, processor: Processor, setting: RuntimeSetting) -> None:
+    def __init__(
+        self,
+        supernet: Supernet,
+        dataset: Dataset,
+        processor: Processor,
+        setting: RuntimeSetting,
+        *,
+        estimator: Estimator | None = None,
+        here: bool = True,
+    ) -> None:
+        assert here or estimator is not None
         self.supernet, self.dataset, self.processor, self.setting = supernet, dataset, processor, setting
+        self.estimator, self.here = estimator, here
         calibration = list(processor.batches(dataset.calibration.inputs, 8))
         self.workbench = Workbench(
             export(supernet, calibration[0].inputs),
@@ -51,7 +66,11 @@ class Evaluator:
 
     def job(self, candidate: Candidate) -> Job:
         """What a workbench is told of a candidate."""
-        return Job(candidate, self.supernet.cut(candidate))
+        latency = None
+        if self.estimator is not None:
+            latency_ms = self.estimate(candidate)
+            latency = (latency_ms, self.estimator.table.fidelity.errors.mean_error * latency_ms)
+        return Job(candidate, self.supernet.cut(candidate), latency)
 
     def build(self, candidate: Candidate) -> onnx.ModelProto:
         """The candidate's ONNX model, the same bytes each time.
@@ -63,6 +82,8 @@ class Evaluator:
 
     def evaluate(self, candidate: Candidate, folder: Path) -> Evaluation:
         """Builds and measures a candidate: accuracy on the search part, latency, size. The file is left in ``folder``.
+
+        With an estimator, the latency is the table's, and its spread the table's mean error.
 
         Raises:
             CandidateError: It cannot be built or measured.
@@ -78,6 +99,21 @@ class Evaluator:
     def latency(self, models: Sequence[Path], rounds: int = 3) -> list[measure.Latency]:
         """The latencies of ONNX files at the evaluator's setting, measured in turns."""
         return measure.latency(models, self.workbench.timing_inputs, self.setting, rounds=rounds)
+
+    def accuracy(self, candidate: Candidate, folder: Path) -> float:
+        """Builds a candidate and measures its accuracy on the search part alone.
+
+        Raises:
+            CandidateError: It cannot be built or run.
+        """
+        path = folder / "model.onnx"
+        write_bytes(path, self.build(candidate).SerializeToString(deterministic=True))
+        return measure.accuracy(self.predict(path, self.dataset.search), self.dataset.search.labels)
+
+    def estimate(self, candidate: Candidate) -> float:
+        """The latency of a candidate in milliseconds, from the table."""
+        assert self.estimator is not None
+        return float(self.estimator(self.supernet.space.encode(candidate)[None])[0])
 
     def check(self, candidate: Candidate) -> None:
         """Compares a subnet's FP32 graph with torch on a real batch.

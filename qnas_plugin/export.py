@@ -7,7 +7,6 @@ from pathlib import Path
 
 from qnas_plugin.artifacts import write_candidate
 from qnas_plugin.errors import QnasError, UsageError
-from qnas_plugin.evaluate import Evaluator
 from qnas_plugin.request import TuneRequest
 from qnas_plugin.space import Candidate, Precision, SearchSpace
 from qnas_plugin.tune import load
@@ -42,8 +41,7 @@ def export(
         values = space.candidate(
             {name: precision if name.startswith("precision.") else value for name, value in values.items()}
         )
-    evaluator = Evaluator(loaded.supernet, loaded.dataset, loaded.processor, loaded.setting)
-    write_candidate(evaluator, values, out)
+    write_candidate(loaded.evaluator(), values, out)
     return values
 
 

@@ -272,6 +272,12 @@ def describe(machine: Machine, name: str) -> HardwareProfile:
     )
 
 
+def suggest_name(machine: Machine) -> str:
+    """A name for the profile of a machine: the words of its brand, ``intel-xeon-platinum-8480``."""
+    words = re.sub(r"\((r|tm)\)|\b(cpu|processor)\b|@.*", " ", machine.brand.lower())
+    return "-".join(re.findall(r"[a-z0-9.]+", words)).strip(".-") or "unknown"
+
+
 def _read(path: Path) -> HardwareProfile:
     try:
         fields = tomllib.loads(path.read_text(encoding="utf-8"))

@@ -128,7 +128,7 @@ def _name_linears(
     """Makes each linear layer a MatMul and an Add with initializers ``<path>.weight`` (in, out) and ``<path>.bias``."""
     nodes = []
     for node in graph.node:
-        path = _path(node)
+        path = module_path(node)
         if path not in linears or node.op_type not in ("MatMul", "Gemm", "Add"):
             nodes.append(node)
             continue
@@ -181,7 +181,7 @@ def _nodes_of_groups(
     nodes: dict[str, list[str]] = {}
     for node in graph.node:
         if node.op_type in ("MatMul", "Conv", "Gather") and any(name in weights for name in node.input[:2]):
-            nodes.setdefault(_path(node), []).append(node.name)
+            nodes.setdefault(module_path(node), []).append(node.name)
     for group, paths in groups.items():
         for path in paths:
             if path not in nodes:
@@ -192,8 +192,8 @@ def _nodes_of_groups(
 def _bypass(graph: onnx.GraphProto, blocks: Iterable[str]) -> None:
     """Connects what reads a block's output to the block's input."""
     for block in blocks:
-        inside = [node for node in graph.node if f"{_path(node)}.".startswith(f"{block}.")]
-        outside = [node for node in graph.node if not f"{_path(node)}.".startswith(f"{block}.")]
+        inside = [node for node in graph.node if f"{module_path(node)}.".startswith(f"{block}.")]
+        outside = [node for node in graph.node if not f"{module_path(node)}.".startswith(f"{block}.")]
         made = {name for node in inside for name in node.output}
         results = dict.fromkeys(name for node in outside for name in node.input if name in made)
         values = {name for node in outside if node.op_type != "Constant" for name in node.output}
@@ -223,7 +223,7 @@ def _prune(graph: onnx.GraphProto) -> None:
     _replace_nodes(graph, kept[::-1])
 
 
-def _path(node: onnx.NodeProto) -> str:
+def module_path(node: onnx.NodeProto) -> str:
     """The path of the torch module that a node was traced from: ``/bert/pooler/dense/Add`` to ``bert.pooler.dense``."""
     return str(node.name).rpartition("/")[0].strip("/").replace("/", ".")
 

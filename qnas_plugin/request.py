@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,38 +17,10 @@ from qnas_plugin.files import write_bytes
 from qnas_plugin.objectives import Limit, check_objectives, parse_limit
 
 
-class Request(BaseModel):
-    """What all commands that need a supernet and data share.
-
-    Args:
-        supernet: The registered family.
-        checkpoint: A Hugging Face name or folder, or a folder that ``qnas train`` wrote.
-        task: The registered task.
-        data: The task's data: files, a folder, or a name that the task knows.
-        out: The folder for the results.
-        max_length: Texts are cut after this many tokens; None leaves it to the tokenizer.
-        calibration_samples: Training examples for the ranges of static quantization.
-        search_samples: Training examples held out for the accuracy that steers the search.
-        seed: Of every random choice.
-    """
+class Options(BaseModel):
+    """Options of a command, from wherever they come."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-
-    supernet: str
-    checkpoint: str
-    task: str
-    data: str
-    out: Path
-    max_length: int | None = Field(None, ge=2)
-    calibration_samples: int = Field(128, ge=1)
-    search_samples: int = Field(2000, ge=1)
-    seed: int = Field(0, ge=0)
-
-    @field_validator("supernet", "task", mode="after")
-    @classmethod
-    def _known(cls, name: str, info: Any) -> str:
-        registry.check("supernets" if info.field_name == "supernet" else "tasks", name)
-        return name.replace("-", "_")
 
     @classmethod
     def build(cls, options: Mapping[str, Any], config: Path | None = None) -> Self:
@@ -66,6 +39,38 @@ class Request(BaseModel):
             return cls(**values)
         except ValidationError as error:
             raise _first_error(error) from None
+
+
+class Request(Options):
+    """What all commands that need a supernet and data share.
+
+    Args:
+        supernet: The registered family.
+        checkpoint: A Hugging Face name or folder, or a folder that ``qnas train`` wrote.
+        task: The registered task.
+        data: The task's data: files, a folder, or a name that the task knows.
+        out: The folder for the results.
+        max_length: Texts are cut after this many tokens; None leaves it to the tokenizer.
+        calibration_samples: Training examples for the ranges of static quantization.
+        search_samples: Training examples held out for the accuracy that steers the search.
+        seed: Of every random choice.
+    """
+
+    supernet: str
+    checkpoint: str
+    task: str
+    data: str
+    out: Path
+    max_length: int | None = Field(None, ge=2)
+    calibration_samples: int = Field(128, ge=1)
+    search_samples: int = Field(2000, ge=1)
+    seed: int = Field(0, ge=0)
+
+    @field_validator("supernet", "task", mode="after")
+    @classmethod
+    def _known(cls, name: str, info: Any) -> str:
+        registry.check("supernets" if info.field_name == "supernet" else "tasks", name)
+        return name.replace("-", "_")
 
     def write(self, path: Path) -> None:
         """Writes the request as TOML that ``--config`` takes."""
@@ -95,6 +100,45 @@ class TrainRequest(Request):
     arithmetic: Literal["auto", "bf16", "fp32"] = "auto"
 
 
+class ProfileRequest(Options):
+    """A latency table to be made on this machine.
+
+    Args:
+        supernet: The registered family.
+        checkpoint: As in ``Request``; a folder with a configuration and no weights is enough.
+        hardware: The SKU's hardware profile, or ``auto`` for the one that fits this machine.
+        threads, batch, seq_len, resolution: Replace the profile's runtime setting; None keeps it.
+        budget: How long to measure, ``90s``, ``10m`` or ``1h``; time of an earlier, stopped run included.
+        out: The folder of latency tables.
+        seed: Of the choice of networks.
+        insist: Whether to make a table on a machine that is not the named SKU; the table says so.
+    """
+
+    supernet: str
+    checkpoint: str
+    hardware: str = "auto"
+    threads: int | None = Field(None, ge=1)
+    batch: int | None = Field(None, ge=1)
+    seq_len: int | None = Field(None, ge=2)
+    resolution: int | None = Field(None, ge=1)
+    budget: str = "10m"
+    out: Path
+    seed: int = Field(0, ge=0)
+    insist: bool = False
+
+    @field_validator("supernet")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        registry.check("supernets", name)
+        return name.replace("-", "_")
+
+    @field_validator("budget")
+    @classmethod
+    def _budget(cls, text: str) -> str:
+        parse_duration(text)
+        return text
+
+
 class TuneRequest(Request):
     """A search.
 
@@ -103,6 +147,9 @@ class TuneRequest(Request):
         threads, batch, seq_len: Replace the profile's runtime setting; None keeps it.
         objectives: Two or three metrics.
         limits: Bounds that the recommended member must keep, like ``latency_ms<=5``.
+        latency: Whether the search measures latencies here, or takes them from the SKU's latency table.
+        table: A file instead of the table that is found.
+        insist: Whether to take a table that does not fit; the result says so.
         max_accuracy_drop: How much accuracy the recommended member may lose against all-INT8 of the full network.
         algorithm: The registered search algorithm.
         trials: Candidates to evaluate in all, those of an earlier, stopped run included.
@@ -118,6 +165,9 @@ class TuneRequest(Request):
     seq_len: int | None = Field(None, ge=2)
     objectives: tuple[str, ...] = ("accuracy", "latency_ms")
     limits: tuple[str, ...] = ()
+    latency: Literal["measured", "table"] = "measured"
+    table: Path | None = None
+    insist: bool = False
     max_accuracy_drop: float = Field(0.01, ge=0, le=1)
     algorithm: str = "linas"
     trials: int = Field(250, ge=1)
@@ -150,6 +200,8 @@ class TuneRequest(Request):
 
     @model_validator(mode="after")
     def _measured(self) -> Self:
+        if self.latency == "measured" and (self.table is not None or self.insist):
+            raise UsageError("--table and --insist are for --latency table")
         for limit in self.parsed_limits:
             if limit.metric not in self.objectives and limit.metric != "size_mb":
                 raise UsageError(f"the limit '{limit}' needs '{limit.metric}' among the objectives")
@@ -159,6 +211,18 @@ class TuneRequest(Request):
     def parsed_limits(self) -> tuple[Limit, ...]:
         """The limits as values."""
         return tuple(parse_limit(text) for text in self.limits)
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of ``90s``, ``10m`` or ``1.5h``.
+
+    Raises:
+        UsageError: The text has another form.
+    """
+    match = re.fullmatch(r"(\d{1,6}(?:\.\d{1,6})?)([smh])", text.strip())
+    if match is None or not float(match[1]):
+        raise UsageError(f"cannot read the duration '{text}'; write it like 90s, 10m or 1.5h")
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -11,14 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from qnas_plugin import hardware, registry, tasks
+from qnas_plugin import hardware, latency_table, registry, tasks
 from qnas_plugin.artifacts import Result, verify, write_result
 from qnas_plugin.errors import CheckpointError, HardwareError, StudyError
 from qnas_plugin.evaluate import Evaluator
 from qnas_plugin.files import make_folder
+from qnas_plugin.latency_table import Estimator
 from qnas_plugin.objectives import hypervolume, losses, signs
 from qnas_plugin.request import TuneRequest
-from qnas_plugin.search import Algorithm, Problem
+from qnas_plugin.search import Algorithm, ExactMetric, Problem
 from qnas_plugin.space import Candidate, Precision
 from qnas_plugin.study import Evaluation, Study, Trial, drive
 from qnas_plugin.supernets import Supernet, check_labels
@@ -57,7 +58,14 @@ class Progress:
 
 @dataclass(frozen=True)
 class Loaded:
-    """What a request names, loaded and checked against each other."""
+    """What a request names, loaded and checked against each other.
+
+    Args:
+        setting: With the sequence length or the resolution that timed inputs have.
+        estimator: Of the latency table; None where latencies are measured.
+        here: Whether this machine is the SKU.
+        notes: What speaks against the table, where the user insisted on it.
+    """
 
     request: TuneRequest
     profile: hardware.HardwareProfile
@@ -65,6 +73,15 @@ class Loaded:
     dataset: tasks.Dataset
     processor: tasks.Processor
     supernet: Supernet
+    estimator: Estimator | None = None
+    here: bool = True
+    notes: tuple[str, ...] = ()
+
+    def evaluator(self) -> Evaluator:
+        """What builds and measures candidates."""
+        return Evaluator(
+            self.supernet, self.dataset, self.processor, self.setting, estimator=self.estimator, here=self.here
+        )
 
 
 def load(request: TuneRequest) -> Loaded:
@@ -75,9 +92,11 @@ def load(request: TuneRequest) -> Loaded:
     """
     auto = request.hardware == "auto"
     profile = hardware.match(hardware.detect()) if auto else hardware.load_profile(request.hardware)
-    if wrong := hardware.is_this_machine(profile, hardware.detect()):
+    wrong = hardware.is_this_machine(profile, hardware.detect())
+    if wrong and request.latency == "measured":
         raise HardwareError(
-            f"latencies are measured here, and this machine is not '{profile.name}': {wrong[0]}; give --hardware auto"
+            f"latencies are measured here, and this machine is not '{profile.name}': {wrong[0]}; give --hardware auto, "
+            "or --latency table"
         )
     asked = {"threads": request.threads, "batch_size": request.batch, "sequence_length": request.seq_len}
     setting = profile.runtime.model_copy(update={name: value for name, value in asked.items() if value is not None})
@@ -90,7 +109,26 @@ def load(request: TuneRequest) -> Loaded:
         )
     check_labels(supernet, dataset.label_names, request.data)
     processor = registry.load("tasks", request.task).processor(request.checkpoint, max_length=request.max_length)
-    return Loaded(request, profile, setting, dataset, processor, supernet)
+    if request.latency == "measured":
+        return Loaded(request, profile, setting, dataset, processor, supernet)
+    setting = latency_table.setting_of(processor.timing_inputs(setting.batch_size, setting.sequence_length), setting)
+    estimator, notes = load_table(request, supernet, profile.name, setting)
+    return Loaded(request, profile, setting, dataset, processor, supernet, estimator, not wrong, notes)
+
+
+def load_table(
+    request: TuneRequest, supernet: Supernet, sku: str, setting: hardware.RuntimeSetting
+) -> tuple[Estimator, tuple[str, ...]]:
+    """The latency table of a SKU and setting, and what speaks against it.
+
+    Raises:
+        LatencyTableError: There is none, it lacks rows, or it does not fit and the user does not insist.
+    """
+    about = (request.supernet, supernet.shape, sku, setting)
+    table = latency_table.load(request.table) if request.table else latency_table.find(*about)
+    against = latency_table.check(table, *about)
+    latency_table.accept(table, against, insist=request.insist)
+    return Estimator(table, supernet), tuple(against)
 
 
 def tune(
@@ -120,6 +158,8 @@ def tune(
         "hardware": loaded.profile.name,
         "setting": str(loaded.setting),
     }
+    if loaded.estimator:
+        identity["latency"] = f"table of {loaded.estimator.table.created}"
     storage = request.storage or str(request.out / "study.journal")
     name = request.out.resolve().name
     with Study.open(
@@ -127,7 +167,7 @@ def tune(
     ) as study:
         request.write(request.out / "request.toml")
         on_stage("Exporting the supernet and checking it against torch")
-        evaluator = Evaluator(loaded.supernet, loaded.dataset, loaded.processor, loaded.setting)
+        evaluator = loaded.evaluator()
         for size, precision in (BASELINES["largest-fp32"], BASELINES["smallest-fp32"]):
             evaluator.check(space.corner(size, precision))
         _search(request, study, evaluator, loaded.profile, on_stage, on_progress)
@@ -139,6 +179,7 @@ def tune(
             {name: space.corner(*corner) for name, corner in BASELINES.items()},
             loaded.profile,
             on_stage=on_stage,
+            notes=loaded.notes,
         )
         write_result(result, study.trials(), request.out)
     return result
@@ -153,7 +194,10 @@ def _search(
     on_progress: Callable[[Progress], None],
 ) -> None:
     supernet = evaluator.supernet
-    problem = Problem(supernet.space, request.objectives, request.parsed_limits, exact={"size_mb": supernet.weight_mb})
+    exact: dict[str, ExactMetric] = {"size_mb": supernet.weight_mb}
+    if evaluator.estimator is not None:
+        exact["latency_ms"] = evaluator.estimator
+    problem = Problem(supernet.space, request.objectives, request.parsed_limits, exact=exact)
     algorithm: Algorithm = registry.load("search", request.algorithm).create(
         problem, seed=request.seed, population=min(request.population, request.trials)
     )

@@ -43,7 +43,7 @@ def create(problem: Problem, *, seed: int, population: int) -> Algorithm:
         if len(genes) < 3:
             yield from first_generation(space, rng)
             return
-        front, values = _predicted_front(problem, genes, metrics, rng)
+        front, values = predicted_front(problem, genes, metrics, rng)
         seen = {observation.candidate.key for observation in history}
         new = [i for i, row in enumerate(front) if space.decode(row).key not in seen]
         yield from front[new][farthest_first(values[new])]
@@ -71,7 +71,7 @@ def farthest_first(points: npt.NDArray[np.float64]) -> list[int]:
     return order
 
 
-def _predicted_front(
+def predicted_front(
     problem: Problem, genes: Genes, metrics: Sequence[Mapping[str, float]], rng: np.random.Generator
 ) -> tuple[Genes, Losses]:
     """The inner search: canonical genotypes ``(f, n)`` of the predicted front, and their losses."""

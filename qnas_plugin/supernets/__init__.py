@@ -10,7 +10,7 @@ A supernet is a module of this folder (or of an entry point ``qnas_plugin.supern
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -18,10 +18,12 @@ import numpy as np
 import numpy.typing as npt
 
 from qnas_plugin.space import Candidate, Genes, SearchSpace
-from qnas_plugin.tasks import Batch
+from qnas_plugin.tasks import Batch, Inputs
 
 if TYPE_CHECKING:
     import torch
+
+    from qnas_plugin.hardware import RuntimeSetting
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,27 @@ class Cut:
 
     skipped: tuple[str, ...]
     widths: Mapping[str, tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A place in the network that takes time: parts of one kind whose variables have equal values take the same.
+
+    It is there while all its variables exist.
+
+    Args:
+        kind: What it is, ``query``.
+        variables: Label to the name of a variable: ``heads`` to ``layer.0.heads``, ``precision`` to the group's.
+        paths: The modules whose nodes it is made of; a node belongs to the part with the longest path above it.
+        block: Which block of the network it is in, ``layer.0``; parts outside the blocks have none.
+        levels: What it may be taken together with, the widest first: ``layer``, ``attention``, ``projections``.
+    """
+
+    kind: str
+    variables: Mapping[str, str] = field(default_factory=dict)
+    paths: tuple[str, ...] = ("",)
+    block: str = ""
+    levels: tuple[str, ...] = ()
 
 
 class Supernet(Protocol):
@@ -83,6 +106,24 @@ class Supernet(Protocol):
     @property
     def fingerprint(self) -> str:
         """Twelve hexadecimal digits of the weights and the space."""
+        ...
+
+    @property
+    def shape(self) -> Mapping[str, int | str]:
+        """What the time of its parts depends on beside their variables: hidden size, activation, patch size, ..."""
+        ...
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The smallest places whose times add up to the network's; one has the path ``""``: all that is in no other."""
+        ...
+
+    def example(self, setting: RuntimeSetting) -> Inputs:
+        """Inputs of the exact shape of a setting, made without data: random, without padding, the same each time.
+
+        Raises:
+            UsageError: The setting lacks a sequence length, or the model does not take such inputs.
+        """
         ...
 
     def cut(self, candidate: Candidate) -> Cut:

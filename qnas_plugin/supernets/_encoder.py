@@ -22,9 +22,10 @@ from torch import nn
 
 from qnas_plugin.errors import CheckpointError, UsageError
 from qnas_plugin.files import write_json
+from qnas_plugin.hardware import RuntimeSetting
 from qnas_plugin.space import Candidate, Condition, Genes, Precision, SearchSpace, Variable
-from qnas_plugin.supernets import Cut, Elastic
-from qnas_plugin.tasks import Batch
+from qnas_plugin.supernets import Cut, Elastic, Part
+from qnas_plugin.tasks import Batch, Inputs
 
 SUPERNET_FILE = "supernet.json"
 SCHEMA_VERSION = 1
@@ -42,6 +43,8 @@ class Layout:
         linears: Precision group to path, in a layer, of its linear layers: query, key, value, attention_output,
             intermediate, output.
         others: Precision group to the paths, in the model, of what stands outside the layers.
+        shape: Label to the name, in the configuration, of a size that latencies depend on beside the hidden size.
+        example: Configuration and setting to inputs; see ``Supernet.example``.
     """
 
     family: str
@@ -49,6 +52,8 @@ class Layout:
     attention: str
     linears: Mapping[str, str]
     others: Mapping[str, tuple[str, ...]]
+    shape: Mapping[str, str]
+    example: Callable[[Any, RuntimeSetting], Inputs]
 
 
 class ElasticLinear(nn.Linear):
@@ -130,6 +135,37 @@ class EncoderSupernet:
             for group, path in self.layout.linears.items()
         }
         return groups | dict(self.layout.others)
+
+    @property
+    def shape(self) -> Mapping[str, int | str]:
+        config: Any = self.model.config
+        own = {label: getattr(config, name) for label, name in self.layout.shape.items()}
+        return {"activation": config.hidden_act, "head": self.head_size, "hidden": config.hidden_size} | own
+
+    @cached_property
+    def parts(self) -> tuple[Part, ...]:
+        parts = [Part("rest")]
+        parts += [
+            Part(group, {"precision": f"precision.{group}"}, paths) for group, paths in self.layout.others.items()
+        ]
+        for i in range(len(self.layers)):
+            block, layer = f"layer.{i}", f"{self.layout.layers}.{i}"
+            attention = f"{layer}.{self.layout.attention.partition('.')[0]}"
+            heads, ffn = {"heads": f"{block}.heads"}, {"ffn": f"{block}.ffn"}
+            parts.append(Part("attention_core", heads, (attention,), block, ("layer", "attention")))
+            parts.append(Part("ffn_core", ffn, (layer,), block, ("layer", "ffn")))
+            for group, path in self.layout.linears.items():
+                width, levels = {
+                    "attention_output": (heads, ("layer", "attention")),
+                    "intermediate": (ffn, ("layer", "ffn")),
+                    "output": (ffn, ("layer", "ffn")),
+                }.get(group, (heads, ("layer", "attention", "projections")))
+                variables = width | {"precision": f"precision.{block}.{group}"}
+                parts.append(Part(group, variables, (f"{layer}.{path}",), block, levels))
+        return tuple(parts)
+
+    def example(self, setting: RuntimeSetting) -> Inputs:
+        return self.layout.example(self.model.config, setting)
 
     @property
     def fingerprint(self) -> str:

@@ -3,9 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
+
+from qnas_plugin.errors import UsageError
+from qnas_plugin.hardware import RuntimeSetting
 from qnas_plugin.supernets import Elastic
 from qnas_plugin.supernets._encoder import EncoderSupernet, Layout, load_encoder, scaled
+from qnas_plugin.tasks import Inputs
+
+
+def example(config: Any, setting: RuntimeSetting) -> Inputs:
+    """Random tokens and a full mask, each ``(batch, sequence length)``."""
+    length, longest = setting.sequence_length, config.max_position_embeddings
+    if length is None or length > longest:
+        got = "none" if length is None else str(length)
+        raise UsageError(f"the supernet 'bert' needs a sequence length of 1 to {longest}, got {got}; give --seq-len")
+    shape = (setting.batch_size, length)
+    return {
+        "input_ids": np.random.default_rng(0).integers(0, config.vocab_size, shape),
+        "token_type_ids": np.zeros(shape, dtype=np.int64),
+        "attention_mask": np.ones(shape, dtype=np.int64),
+    }
+
 
 LAYOUT = Layout(
     family="bert",
@@ -28,6 +49,8 @@ LAYOUT = Layout(
             "bert.embeddings.token_type_embeddings",
         ),
     },
+    shape={},
+    example=example,
 )
 
 

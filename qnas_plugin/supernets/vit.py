@@ -3,9 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
+
+from qnas_plugin.errors import UsageError
+from qnas_plugin.hardware import RuntimeSetting
 from qnas_plugin.supernets import Elastic
 from qnas_plugin.supernets._encoder import EncoderSupernet, Layout, load_encoder, scaled
+from qnas_plugin.tasks import Inputs
+
+
+def example(config: Any, setting: RuntimeSetting) -> Inputs:
+    """Noise ``(batch, channels, size, size)``."""
+    size = config.image_size
+    if setting.resolution not in (None, size):
+        raise UsageError(f"this 'vit' takes images of {size} pixels, got --resolution {setting.resolution}")
+    shape = (setting.batch_size, config.num_channels, size, size)
+    return {"pixel_values": np.random.default_rng(0).standard_normal(shape, dtype=np.float32)}
+
 
 LAYOUT = Layout(
     family="vit",
@@ -23,6 +39,8 @@ LAYOUT = Layout(
         "classifier": ("classifier",),
         "embeddings": ("vit.embeddings.patch_embeddings.projection",),
     },
+    shape={"channels": "num_channels", "patch": "patch_size"},
+    example=example,
 )
 
 

@@ -1,0 +1,178 @@
+"""The parts of a network as ONNX models of their own, to be timed alone."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+import onnx
+from onnx import numpy_helper
+
+from qnas_plugin import timing
+from qnas_plugin.decompose import Decomposition, Key
+from qnas_plugin.materialize import Graph, materialize, module_path
+from qnas_plugin.quantize import Calibrated, Ranges
+from qnas_plugin.space import Candidate, Precision
+from qnas_plugin.supernets import Part, Supernet
+from qnas_plugin.tasks import Inputs
+
+_RANGE = (-4.0, 4.0)
+
+
+@dataclass(frozen=True)
+class Alone:
+    """One row as a model of its own.
+
+    Args:
+        key: The row.
+        model: Computes the part, from the tensors that the network would give it.
+        inputs: These tensors, by names that no other part has.
+    """
+
+    key: Key
+    model: onnx.ModelProto
+    inputs: Inputs
+
+
+def build(graph: Graph, supernet: Supernet, candidate: Candidate) -> onnx.ModelProto:
+    """A candidate's model that is as fast as the real one: every activation has the same range.
+
+    Raises:
+        CandidateError: It cannot be built, or its policy did not land.
+    """
+    model = materialize(graph, supernet.cut(candidate))
+    groups = {group: nodes for group, nodes in graph.groups.items() if f"precision.{group}" in candidate}
+    policy = {group: Precision(str(candidate[f"precision.{group}"])) for group in groups}
+    return Calibrated(model, groups, ranges(model)).emit(policy)
+
+
+def isolate(
+    graph: Graph, supernet: Supernet, decomposition: Decomposition, inputs: Inputs, folder: Path
+) -> list[Alone]:
+    """Each row as a model of its own; rows without any node are left out.
+
+    Args:
+        graph: Of the supernet.
+        decomposition: At the finest granularity.
+        inputs: Of the whole network.
+        folder: For temporary files.
+
+    Raises:
+        CandidateError: A network cannot be built.
+    """
+    networks: dict[Any, list[tuple[Key, Part, Candidate]]] = {}
+    for key in decomposition.keys:
+        part, genes = decomposition.example(key)
+        candidate = supernet.space.decode(genes)
+        networks.setdefault(supernet.space.architecture(candidate), []).append((key, part, candidate))
+    alone: list[Alone] = []
+    for rows in networks.values():
+        model = onnx.shape_inference.infer_shapes(materialize(graph, supernet.cut(rows[0][2])))
+        owners = {node.name: _owner(node, decomposition.parts) for node in model.graph.node}
+        cuts = []
+        for key, part, candidate in rows:
+            names = [name for name, owner in owners.items() if owner is part]
+            if names:
+                cuts.append((key, candidate, names, *_borders(model.graph, names)))
+        wanted = dict.fromkeys(name for *_, needed, _ in cuts for name in needed)
+        values = _values(model, [*wanted], inputs, folder)
+        for key, candidate, names, needed, made in cuts:
+            own = _extract(model, names, needed, made)
+            policy = {
+                group: Precision(str(candidate[f"precision.{group}"]))
+                for group, nodes in graph.groups.items()
+                if nodes[0] in names
+            }
+            groups = {group: graph.groups[group] for group in policy}
+            own = Calibrated(own, groups, ranges(own)).emit(policy)
+            prefix = f"{len(alone)}:"
+            _rename_inputs(own.graph, prefix)
+            alone.append(Alone(key, own, {f"{prefix}{name}": values[name] for name in needed}))
+    return alone
+
+
+def ranges(model: onnx.ModelProto) -> Ranges:
+    """A range for each tensor, without data: the same for all, except that what a table gives has the table's.
+
+    What a model takes does not depend on them, except that ONNX Runtime looks up INT8 rows only where the table and
+    its output have one scale; otherwise it converts the whole table in every run.
+    """
+    stored = {initializer.name: initializer for initializer in model.graph.initializer}
+    found = {name: _RANGE for node in model.graph.node for name in (*node.input, *node.output)}
+    for node in model.graph.node:
+        if node.op_type == "Gather" and node.input[0] in stored:
+            table = numpy_helper.to_array(stored[node.input[0]])
+            found[node.output[0]] = float(table.min()), float(table.max())
+    return found
+
+
+def _owner(node: onnx.NodeProto, parts: Sequence[Part]) -> Part:
+    """The part with the longest path above a node."""
+    path = f"{module_path(node)}."
+    above = [(len(p), i) for i, part in enumerate(parts) for p in part.paths if not p or path.startswith(f"{p}.")]
+    return parts[max(above)[1]]
+
+
+def _borders(graph: onnx.GraphProto, names: Collection[str]) -> tuple[list[str], list[str]]:
+    """The tensors that some nodes need from others, and those of theirs that others need."""
+    stored = {initializer.name for initializer in graph.initializer}
+    inside = [node for node in graph.node if node.name in names]
+    outside = [node for node in graph.node if node.name not in names]
+    made = {name for node in inside for name in node.output}
+    constant = {name for node in outside if node.op_type == "Constant" for name in node.output}
+    read = dict.fromkeys(name for node in inside for name in node.input if name)
+    wanted = {name for node in outside for name in node.input} | {output.name for output in graph.output}
+    needed = [name for name in read if name not in made and name not in stored and name not in constant]
+    return needed, [name for node in inside for name in node.output if name in wanted]
+
+
+def _values(
+    model: onnx.ModelProto, names: Sequence[str], inputs: Inputs, folder: Path
+) -> Mapping[str, npt.NDArray[Any]]:
+    """What tensors of a model are for some inputs."""
+    inner = [name for name in names if name not in inputs]
+    observed = onnx.ModelProto()
+    observed.CopyFrom(model)
+    observed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in inner)
+    path = folder / "observed.onnx"
+    path.write_bytes(observed.SerializeToString())
+    session = timing.session(path, 1, spinning=False)
+    got = session.run(inner, timing.feed(session, inputs)) if inner else []
+    path.unlink()
+    return dict(inputs) | dict(zip(inner, got, strict=True))
+
+
+def _extract(
+    model: onnx.ModelProto, names: Collection[str], inputs: Sequence[str], outputs: Sequence[str]
+) -> onnx.ModelProto:
+    """Some nodes as a model. Its inputs have the shapes that are known in the whole one: fusions depend on them."""
+    part = onnx.ModelProto()
+    part.CopyFrom(model)
+    for field in (part.graph.node, part.graph.initializer, part.graph.input, part.graph.output, part.graph.value_info):
+        del field[:]
+    inside = [node for node in model.graph.node if node.name in names]
+    read = {name for node in inside for name in node.input}
+    constants = [
+        node
+        for node in model.graph.node
+        if node.op_type == "Constant" and node.name not in names and read.intersection(node.output)
+    ]
+    part.graph.node.extend([*constants, *inside])
+    part.graph.initializer.extend(initializer for initializer in model.graph.initializer if initializer.name in read)
+    known = {value.name: value for value in (*model.graph.input, *model.graph.value_info)}
+    part.graph.input.extend(known[name] for name in inputs)
+    part.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
+    return part
+
+
+def _rename_inputs(graph: onnx.GraphProto, prefix: str) -> None:
+    names = {value.name for value in graph.input}
+    for value in graph.input:
+        value.name = prefix + value.name
+    for node in graph.node:
+        for i, name in enumerate(node.input):
+            if name in names:
+                node.input[i] = prefix + name

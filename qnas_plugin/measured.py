@@ -1,0 +1,136 @@
+"""What a profile has measured so far, kept line by line in a file: a stopped run loses no more than one group."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from qnas_plugin.errors import LatencyTableError, OutputError
+from qnas_plugin.files import write_bytes
+from qnas_plugin.latency_fit import Floats, drift
+from qnas_plugin.space import Genes
+
+Purpose = Literal["fit", "test", "repeat"]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """A network that was timed.
+
+    Args:
+        purpose: Whether rows are fitted to it, tested on it, or it is a second time that a test is timed.
+        genes: Its canonical genotype.
+        ms: Median.
+        spread: How far its rounds were apart, relative.
+        core_share: See ``measure.Latency``.
+        group: The number of its group.
+    """
+
+    purpose: Purpose
+    genes: tuple[int, ...]
+    ms: float
+    spread: float
+    core_share: float
+    group: int
+
+
+@dataclass
+class Measured:
+    """What was measured so far: the content of the file beside the table.
+
+    Args:
+        alone: Milliseconds of each part's key.
+        timings: Of all networks, in order.
+        reference: Milliseconds of the reference network in each group.
+        seconds: How long everything took.
+    """
+
+    alone: dict[str, float] = field(default_factory=dict)
+    timings: list[Timing] = field(default_factory=list)
+    reference: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def add(self, line: Mapping[str, Any]) -> None:
+        """Takes one line of the file."""
+        self.alone |= line.get("alone", {})
+        if "reference" in line:
+            self.timings += [
+                Timing(**{**timing, "genes": tuple(timing["genes"]), "group": len(self.reference)})
+                for timing in line["networks"]
+            ]
+            self.reference.append(line["reference"])
+        self.seconds += line.get("seconds", 0.0)
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """Measurements as arrays, corrected by the reference."""
+
+    measured: Measured
+
+    def genes(self, purpose: Purpose) -> Genes:
+        return np.array([timing.genes for timing in self.measured.timings if timing.purpose == purpose])
+
+    def ms(self, purpose: Purpose, share: float) -> Floats:
+        slower = drift(np.array(self.measured.reference), share)
+        return np.array([t.ms / slower[t.group] for t in self.measured.timings if t.purpose == purpose])
+
+    def pairs(self, share: float) -> tuple[Floats, Floats]:
+        """First and second time of each network that was timed twice."""
+        again = self.ms("repeat", share)
+        position = {genes: i for i, genes in enumerate(map(tuple, self.genes("test").tolist()))}
+        which = [position[timing.genes] for timing in self.measured.timings if timing.purpose == "repeat"]
+        return self.ms("test", share)[which], again
+
+
+def resume(work: Path, identity: Mapping[str, Any]) -> Measured:
+    """What an earlier run measured; begins the file when there is none."""
+    measured = Measured()
+    try:
+        lines = work.read_text(encoding="utf-8").splitlines() if work.exists() else []
+        records = []
+        for line in lines:
+            try:
+                records.append(json.loads(line))
+            except ValueError:
+                break  # a run was stopped while it wrote this line
+        if not records:
+            write_bytes(work, (json.dumps(identity, sort_keys=True) + "\n").encode())
+            return measured
+        if records[0] != identity:
+            changed = [name for name in identity if records[0].get(name) != identity[name]]
+            raise LatencyTableError(
+                f"{work} was measured with another {changed[0] if changed else 'version'}; give another --out, or "
+                "remove the file to measure anew"
+            )
+        for record in records[1:]:
+            measured.add(record)
+        if len(records) < len(lines):
+            write_bytes(work, "".join(json.dumps(record, sort_keys=True) + "\n" for record in records).encode())
+    except OSError as error:
+        raise OutputError(f"cannot read or write {work}: {error.strerror or error}") from None
+    except (KeyError, TypeError, AttributeError) as error:
+        raise LatencyTableError(f"{work} is damaged ({error}); remove it to measure anew") from None
+    return measured
+
+
+def append(work: Path, measured: Measured, make: Callable[[], dict[str, Any]]) -> None:
+    """Makes a line, and adds it with the time that it took to the file and to what was measured."""
+    began = time.monotonic()
+    line = make()
+    line["seconds"] = time.monotonic() - began
+    try:
+        with work.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, sort_keys=True) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise OutputError(f"cannot write {work}: {error.strerror or error}") from None
+    measured.add(line)

@@ -1,0 +1,243 @@
+"""A finished study and another SKU's latency table to that SKU's Pareto set.
+
+Accuracy comes from the stored trials, and for other candidates from a predictor trained on them; latency comes from the
+table. Nothing is measured unless some evaluations are allowed, which go where predictors disagree most on the new set.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from qnas_plugin import hardware, latency_table, predictors, registry
+from qnas_plugin.errors import CandidateError, StudyError, UsageError
+from qnas_plugin.evaluate import Evaluator
+from qnas_plugin.files import make_folder, write_json
+from qnas_plugin.latency_table import Estimator
+from qnas_plugin.objectives import losses, non_dominated
+from qnas_plugin.request import TuneRequest
+from qnas_plugin.search import ExactMetric, Problem
+from qnas_plugin.search.linas import PREDICTORS, predicted_front
+from qnas_plugin.space import Candidate, Genes
+from qnas_plugin.study import Study, stored_identity
+from qnas_plugin.supernets import Supernet
+from qnas_plugin.tune import load
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Member:
+    """A candidate of the new Pareto set.
+
+    Args:
+        candidate: What it is.
+        metrics: Accuracy on the search part, latency of the table, size.
+        accuracy: Whether the study or this run measured the accuracy, or it is predicted.
+    """
+
+    candidate: Candidate
+    metrics: Mapping[str, float]
+    accuracy: Literal["measured", "predicted"]
+
+
+@dataclass(frozen=True)
+class Retargeted:
+    """The outcome.
+
+    Args:
+        members: The Pareto set, fastest first.
+        record: Everything, as it stands in ``retarget.json``.
+    """
+
+    members: tuple[Member, ...]
+    record: Mapping[str, Any]
+
+
+def retarget(
+    study: Path,
+    sku: str,
+    *,
+    threads: int | None = None,
+    batch: int | None = None,
+    seq_len: int | None = None,
+    table: Path | None = None,
+    insist: bool = False,
+    evaluate: int = 0,
+    seed: int = 0,
+    out: Path | None = None,
+    on_stage: Callable[[str], None] = lambda text: None,
+) -> Retargeted:
+    """Finds the Pareto set of another SKU or setting and writes ``retarget.json`` and a file for each candidate.
+
+    Args:
+        study: The folder that ``tune`` wrote.
+        sku: A hardware profile, or ``auto``.
+        threads, batch, seq_len: Replace the profile's runtime setting; None keeps it.
+        table: A file instead of the table that is found.
+        insist: Whether to take a table that does not fit; the result says so.
+        evaluate: New accuracy evaluations to spend.
+        seed: Of the search on predictions.
+        out: The folder for the result; None is ``retarget/<sku>`` in the study.
+        on_stage: Is told what begins.
+
+    Raises:
+        QnasError: The study or the table cannot be used.
+    """
+    began = time.monotonic()
+    if not (study / "request.toml").is_file():
+        raise UsageError(f"{study} is no folder that qnas tune wrote: it has no request.toml")
+    request = TuneRequest.build({}, study / "request.toml")
+    if "latency_ms" not in request.objectives:
+        raise UsageError(f"{study} was not searched for latency, but for {', '.join(request.objectives)}")
+    profile = hardware.match(hardware.detect()) if sku == "auto" else hardware.load_profile(sku)
+    on_stage("Loading the supernet, the table and the stored trials")
+    supernet: Supernet = registry.load("supernets", request.supernet).load(request.checkpoint)
+    length = seq_len or request.seq_len or request.max_length
+    asked = {"threads": threads, "batch_size": batch, "sequence_length": length}
+    setting = profile.runtime.model_copy(update={name: value for name, value in asked.items() if value is not None})
+    setting = latency_table.setting_of(supernet.example(setting), setting)
+    about = (request.supernet, supernet.shape, profile.name, setting)
+    used = latency_table.load(table) if table else latency_table.find(*about)
+    against = latency_table.check(used, *about)
+    latency_table.accept(used, against, insist=insist)
+    known = _Known(supernet, request, Estimator(used, supernet), seed)
+    known.read(study)
+    on_stage("Searching on predicted accuracy and the table's latency")
+    members = known.pareto_set()
+    failed = 0
+    if evaluate:
+        chosen = known.uncertain([member.candidate for member in members if member.accuracy == "predicted"], evaluate)
+        on_stage(f"Evaluating {len(chosen)} candidates")
+        evaluator = load(request).evaluator()
+        failed = known.evaluate(evaluator, chosen)
+        members = known.pareto_set()
+    folder = out or study / "retarget" / profile.name
+    record = {
+        "schema_version": SCHEMA_VERSION,
+        "study": study.name,
+        "hardware": profile.model_dump(mode="json"),
+        "setting": setting.model_dump(mode="json"),
+        "table": {"name": str(used), "created": used.created, **used.fidelity.errors.model_dump()},
+        "notes": against,
+        "objectives": list(request.objectives),
+        "trials": known.stored,
+        "evaluated": len(known.metrics) - known.stored,
+        "failed": failed,
+        "seconds": time.monotonic() - began,
+        "members": [
+            {
+                "key": member.candidate.key,
+                "candidate": dict(member.candidate),
+                "metrics": dict(member.metrics),
+                "accuracy": member.accuracy,
+            }
+            for member in members
+        ],
+    }
+    make_folder(folder)
+    write_json(folder / "retarget.json", record)
+    for i, member in enumerate(members, 1):
+        content = {"schema_version": SCHEMA_VERSION, "key": member.candidate.key, "candidate": dict(member.candidate)}
+        write_json(folder / "candidates" / f"{i}-{member.candidate.key}.json", content)
+    return Retargeted(members, record)
+
+
+class _Known:
+    """Candidates with measured accuracy, and what follows from them.
+
+    Args:
+        supernet: Of the study.
+        request: Of the study.
+        estimator: Of the new SKU.
+        seed: Of all random choices.
+    """
+
+    def __init__(self, supernet: Supernet, request: TuneRequest, estimator: Estimator, seed: int) -> None:
+        self.supernet, self.request, self.estimator, self.seed = supernet, request, estimator, seed
+        self.genes: list[Genes] = []
+        self.metrics: list[Mapping[str, float]] = []
+        self.stored = 0
+        exact: dict[str, ExactMetric] = {"latency_ms": estimator, "size_mb": supernet.weight_mb}
+        self.problem = Problem(supernet.space, request.objectives, request.parsed_limits, exact=exact)
+
+    def read(self, folder: Path) -> None:
+        """Takes the trials that a study stored.
+
+        Raises:
+            StudyError: There are too few, or they are of another checkpoint.
+        """
+        storage, name = self.request.storage or str(folder / "study.journal"), self.request.out.resolve().name
+        space = self.supernet.space
+        identity = stored_identity(storage, name)
+        if identity.get("checkpoint") != self.supernet.fingerprint:
+            raise StudyError(f"{self.request.checkpoint} has changed since the study in {folder}; run qnas tune again")
+        with Study.open(storage, space, self.request.objectives, identity=identity, name=name, write=False) as study:
+            for trial in study.trials():
+                if trial.state == "complete":
+                    self._add(trial.candidate, trial.metrics)
+        self.stored = len(self.metrics)
+        if self.stored < 3:
+            raise StudyError(f"{folder} has {self.stored} finished trials, at least 3 are needed; run qnas tune longer")
+
+    def pareto_set(self) -> tuple[Member, ...]:
+        """Best of what was measured and what is predicted, fastest first."""
+        space, rng = self.supernet.space, np.random.default_rng(self.seed)
+        genes = np.array(self.genes)
+        predicted, _ = predicted_front(self.problem, genes, self.metrics, rng)
+        accuracy = self._predictions(predicted, rng)[0]
+        measured = {row.tobytes() for row in genes}
+        new = [i for i, row in enumerate(predicted) if row.tobytes() not in measured]
+        everything = np.concatenate([genes, predicted[new]])
+        columns = {
+            "accuracy": np.concatenate([[row["accuracy"] for row in self.metrics], accuracy[new]]),
+            **{name: exact(everything) for name, exact in self.problem.exact.items()},
+        }
+        rows = [dict(zip(columns, row, strict=True)) for row in np.column_stack(list(columns.values())).tolist()]
+        kept = np.flatnonzero(non_dominated(losses(rows, self.request.objectives)))
+        return tuple(
+            Member(space.decode(everything[i]), rows[i], "measured" if i < len(genes) else "predicted")
+            for i in sorted(kept.tolist(), key=lambda i: rows[i]["latency_ms"])
+        )
+
+    def uncertain(self, candidates: Sequence[Candidate], count: int) -> list[Candidate]:
+        """Those candidates on whose accuracy the predictors disagree most."""
+        if not candidates:
+            return []
+        genes = np.array([self.supernet.space.encode(candidate) for candidate in candidates])
+        _, *each = self._predictions(genes, np.random.default_rng(self.seed))
+        order = np.argsort(-np.ptp(np.array(each), axis=0), kind="stable")[:count]
+        return [candidates[i] for i in order.tolist()]
+
+    def evaluate(self, evaluator: Evaluator, candidates: Sequence[Candidate]) -> int:
+        """Measures the accuracy of candidates and takes it; how many could not be measured."""
+        failed = 0
+        with tempfile.TemporaryDirectory(prefix="qnas-") as folder:
+            for candidate in candidates:
+                try:
+                    self._add(candidate, {"accuracy": evaluator.accuracy(candidate, Path(folder))})
+                except CandidateError:
+                    failed += 1
+        return failed
+
+    def _add(self, candidate: Candidate, metrics: Mapping[str, float]) -> None:
+        self.genes.append(self.supernet.space.encode(candidate))
+        self.metrics.append(metrics)
+
+    def _predictions(self, genes: Genes, rng: np.random.Generator) -> list[Any]:
+        """Accuracies by the predictor that ranks best, and by each one."""
+        features = self.supernet.space.features
+        X, y = features(np.array(self.genes)), np.array([row["accuracy"] for row in self.metrics])
+        best, _ = predictors.choose(PREDICTORS, X, y, rng)
+        results = [best.predict(features(genes))]
+        for name in PREDICTORS:
+            predictor: predictors.Predictor = registry.load("predictors", name).create()
+            predictor.fit(X, y)
+            results.append(predictor.predict(features(genes)))
+        return results

@@ -1,0 +1,297 @@
+"""Making tables: the design, the fit, parts alone, and the whole job on tiny real models."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from qnas_plugin import latency_plot, latency_table, profile, registry
+from qnas_plugin.decompose import GRANULARITIES, Decomposition, join
+from qnas_plugin.errors import HardwareError, LatencyTableError, UsageError
+from qnas_plugin.hardware import RuntimeSetting, describe, detect
+from qnas_plugin.isolate import build, isolate
+from qnas_plugin.latency_fit import design, drift, errors, fit
+from qnas_plugin.latency_table import Estimator
+from qnas_plugin.materialize import export
+from qnas_plugin.measured import Measured, Timing, resume
+from qnas_plugin.quantize import verify
+from qnas_plugin.request import ProfileRequest, parse_duration
+from qnas_plugin.space import Precision
+from qnas_plugin.supernets import Elastic, Supernet
+from tests.test_latency_table import stack, table
+
+ELASTIC = Elastic((2, 3, 4), (1, 2, 4), (16, 32, 48))
+SETTING = RuntimeSetting(sequence_length=16)
+
+
+@pytest.fixture(scope="module", params=["bert", "vit"])
+def supernet(request: pytest.FixtureRequest) -> Supernet:
+    checkpoint: Path = request.getfixturevalue(f"{request.param}_checkpoint")
+    loaded: Supernet = registry.load("supernets", request.param).load(str(checkpoint), elastic=ELASTIC)
+    return loaded
+
+
+def random_rows(decomposition: Decomposition, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).uniform(0.5, 1.5, len(decomposition.keys))
+
+
+def test_design_has_each_row_early_and_no_network_twice(supernet: Supernet) -> None:
+    decomposition = Decomposition(supernet.space, join(supernet.parts, "half-block"))
+    genes = design(decomposition, 120, np.random.default_rng(0))
+    assert len({tuple(row) for row in genes.tolist()}) == 120
+    np.testing.assert_array_equal(genes, supernet.space.canonical(genes))
+    assert (decomposition.counts(genes[:60]) > 0).any(axis=0).all()
+
+
+def test_design_tells_more_than_as_many_random_networks() -> None:
+    supernet = stack()
+    decomposition = Decomposition(supernet.space, join(supernet.parts, "half-block"))
+
+    def information(genes: Any) -> float:
+        X = decomposition.counts(genes)
+        return float(np.linalg.slogdet(X.T @ X + 1e-4 * np.eye(X.shape[1]))[1])
+
+    rng = np.random.default_rng(0)
+    designed = information(design(decomposition, 20, rng))
+    assert all(designed > information(supernet.space.sample(20, rng)) for _ in range(20))
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_fit_predicts_new_networks_when_rows_add_up(granularity: Any) -> None:
+    supernet = stack()
+    decomposition = Decomposition(supernet.space, join(supernet.parts, granularity))
+    truth = random_rows(decomposition, 0)
+    rng = np.random.default_rng(1)
+    counts = decomposition.counts(design(decomposition, 60, rng))
+    noisy = counts @ truth * rng.normal(1, 0.005, len(counts))
+    fitted = fit(counts, noisy, truth * rng.uniform(0.5, 0.9, len(truth)), decomposition.keys)
+    new = decomposition.counts(supernet.space.sample(50, rng))
+    assert errors(new @ fitted.ms, new @ truth).mean_error < 0.01
+    assert (fitted.ms >= 0).all()
+
+
+def test_fit_falls_back_on_scaled_times_alone_when_networks_are_few() -> None:
+    supernet = stack()
+    decomposition = Decomposition(supernet.space, join(supernet.parts, "linear"))
+    truth = random_rows(decomposition, 2)
+    counts = decomposition.counts(supernet.space.sample(3, np.random.default_rng(0)))
+    fitted = fit(counts, counts @ truth, 0.5 * truth, decomposition.keys)
+    np.testing.assert_allclose(fitted.ms, truth, rtol=1e-6)
+
+
+def test_fit_gives_no_negative_row_when_least_squares_would() -> None:
+    decomposition = Decomposition(stack().space, join(stack().parts, "linear"))
+    rng = np.random.default_rng(0)
+    counts = decomposition.counts(stack().space.sample(30, rng))
+    fitted = fit(counts, rng.uniform(1, 50, 30), np.full(len(decomposition.keys), 0.01), decomposition.keys)
+    assert (fitted.ms >= 0).all()
+
+
+def test_errors_are_those_of_a_worked_example() -> None:
+    got = errors(np.array([1.0, 2.1, 3.6, 3.5]), np.array([1.0, 2.0, 3.0, 4.0]))
+    assert got.mean_error == pytest.approx((0 + 0.05 + 0.2 + 0.125) / 4)
+    assert got.bias == pytest.approx((0 + 0.05 + 0.2 - 0.125) / 4)
+    assert got.within_10 == 0.5
+    assert got.kendall_tau == pytest.approx(4 / 6)
+
+
+def test_drift_takes_the_given_share_of_the_reference() -> None:
+    np.testing.assert_allclose(drift(np.array([1.0, 1.0, 1.2]), 0.5), [1, 1, 1.1])
+
+
+def test_isolate_splits_a_network_into_parts_that_run(supernet: Supernet, tmp_path: Path) -> None:
+    inputs = supernet.example(SETTING)
+    graph = export(supernet, inputs)
+    decomposition = Decomposition(supernet.space, join(supernet.parts, "linear"))
+    alone = isolate(graph, supernet, decomposition, inputs, tmp_path)
+    assert [part.key for part in alone] != []
+    assert {part.key for part in alone} == set(decomposition.keys)
+    for part in alone:
+        session = onnxruntime.InferenceSession(part.model.SerializeToString(), providers=["CPUExecutionProvider"])
+        session.run(None, dict(part.inputs))
+        int8 = ("precision", "int8") in part.key.values
+        assert any(node.op_type == "DequantizeLinear" for node in part.model.graph.node) == int8
+
+
+def test_isolate_gives_each_node_to_one_part(supernet: Supernet, tmp_path: Path) -> None:
+    """The parts of the largest FP32 network have its nodes, each once; constants may be in several."""
+    inputs = supernet.example(SETTING)
+    graph = export(supernet, inputs)
+    largest = supernet.space.corner("largest", Precision.FP32)
+    decomposition = Decomposition(supernet.space, join(supernet.parts, "linear"))
+    counts = dict(
+        zip(decomposition.keys, decomposition.counts(supernet.space.encode(largest)[None])[0].tolist(), strict=True)
+    )
+
+    def size(model: Any) -> int:
+        return sum(node.op_type != "Constant" for node in model.graph.node)
+
+    parts = isolate(graph, supernet, decomposition, inputs, tmp_path)
+    assert sum(counts[part.key] * size(part.model) for part in parts) == size(build(graph, supernet, largest))
+
+
+def test_build_lands_the_policy_without_data(supernet: Supernet) -> None:
+    graph = export(supernet, supernet.example(SETTING))
+    candidate = supernet.space.decode(supernet.space.sample(1, np.random.default_rng(0))[0])
+    groups = {group: nodes for group, nodes in graph.groups.items() if f"precision.{group}" in candidate}
+    policy = {group: Precision(str(candidate[f"precision.{group}"])) for group in groups}
+    verify(build(graph, supernet, candidate), groups, policy)
+
+
+def measured_with(supernet: Supernet, slower: Any = lambda group: 1.0, noise: float = 0.005) -> Measured:
+    """What a machine would measure on which the rows of half-blocks add up."""
+    fine = Decomposition(supernet.space, join(supernet.parts, "linear"))
+    truth = Decomposition(supernet.space, join(supernet.parts, "shared-input"))
+    rows = random_rows(truth, 3)
+    rng = np.random.default_rng(4)
+    bench = profile.Bench(supernet, None, {}, SETTING)  # type: ignore[arg-type]
+    measured = Measured(alone={str(key): 0.3 for key in fine.keys})
+    for number, group in zip(range(14), bench.groups(0), strict=False):
+        for purpose, genes in group:
+            ms = float(truth.counts(genes[None])[0] @ rows) * rng.normal(slower(number), noise)
+            measured.timings.append(Timing(purpose, tuple(genes.tolist()), ms, noise, 1.0, number))
+        measured.reference.append(30 * rng.normal(slower(number), noise))
+        measured.seconds += 10
+    return measured
+
+
+@pytest.fixture(scope="module")
+def bert(bert_checkpoint: Path) -> Supernet:
+    loaded: Supernet = registry.load("supernets", "bert").load(str(bert_checkpoint), elastic=ELASTIC)
+    return loaded
+
+
+def concluded(bert: Supernet, measured: Measured) -> latency_table.LatencyTable:
+    return profile.conclude("bert", bert, describe(detect(), "here"), SETTING, measured)
+
+
+def test_conclude_states_the_error_that_its_estimates_have(bert: Supernet) -> None:
+    measured = measured_with(bert)
+    table = concluded(bert, measured)
+    assert table.problems == ()
+    assert table.fidelity.errors.mean_error < 0.015
+    assert table.fidelity.errors.mean_error < table.fidelity.alone.mean_error / 5
+    tests = [timing for timing in measured.timings if timing.purpose == "test"]
+    estimates = Estimator(table, bert)(np.array([timing.genes for timing in tests]))
+    np.testing.assert_allclose(estimates, [predicted for _, predicted in table.tested])
+    assert len(tests) == table.fidelity.held_out >= 50
+    assert {timing.genes for timing in tests}.isdisjoint(t.genes for t in measured.timings if t.purpose == "fit")
+    assert latency_table.parse(latency_table.dumps(table).encode(), "t").fidelity.held_out == len(tests)
+
+
+def test_conclude_follows_a_machine_that_drifts_as_one(bert: Supernet) -> None:
+    table = concluded(bert, measured_with(bert, slower=lambda group: 1.1 if group % 2 else 1.0))
+    assert table.fidelity.errors.mean_error < 0.03
+    assert any("varied by" in problem for problem in table.problems)
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [({"noise": 0.05}, "the machine is noisy"), ({"slower": lambda group: 1 + 0.02 * group}, "it may throttle")],
+)
+def test_conclude_says_what_is_wrong_with_the_machine(bert: Supernet, options: Any, problem: str) -> None:
+    assert any(problem in sentence for sentence in concluded(bert, measured_with(bert, **options)).problems)
+
+
+def test_conclude_refuses_too_few_measurements(bert: Supernet) -> None:
+    with pytest.raises(LatencyTableError, match="longer --budget"):
+        concluded(bert, Measured())
+
+
+def test_profile_makes_a_table_and_goes_on_where_it_stopped(
+    bert_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QNAS_HOME", str(tmp_path))
+    monkeypatch.setattr(profile, "SECONDS", 0.01)
+    path = tmp_path / "hardware_profiles"
+    from qnas_plugin.hardware import match, write_profile
+
+    try:
+        sku = match(detect()).name
+    except HardwareError:
+        write_profile(describe(detect(), "here"), path)
+        sku = "here"
+    request = ProfileRequest(
+        supernet="bert", checkpoint=str(bert_checkpoint), out=tmp_path / "out", budget="1s", seq_len=16
+    )
+    table, file = profile.profile(request)
+    assert file.parent.name == sku
+    assert latency_table.load(file).rows
+    assert table.setting.sequence_length == 16
+    work = file.with_suffix(".measured.jsonl")
+    lines = work.read_text().splitlines()
+    work.write_text("\n".join([*lines[:-1], lines[-1][:50]]))  # killed while it wrote
+    profile.profile(request)
+    again = work.read_text().splitlines()
+    assert again[: len(lines) - 1] == lines[:-1]
+    assert len(again) == len(lines)
+    assert "held-out" in latency_plot.render(table)
+    with pytest.raises(LatencyTableError, match="another seed"):
+        profile.profile(request.model_copy(update={"seed": 1}))
+
+
+def test_profile_command_compares_merges_and_plots(tmp_path: Path) -> None:
+    from qnas_plugin.cli import main
+
+    old = latency_table.write(table({"a": 1.0, "b": 2.0}), tmp_path / "old")
+    new = latency_table.write(table({"a": 1.5, "c": 2.0}), tmp_path / "new")
+    main_ = lambda *arguments: main(["profile", *map(str, arguments)])  # noqa: E731
+    for arguments in (["--compare", old, new], ["--merge", old, new, "--out", tmp_path], ["--plot", old]):
+        with pytest.raises(SystemExit) as stop:
+            main_(*arguments)
+        assert not stop.value.code
+    assert set(latency_table.load(tmp_path / "xeon-8280" / old.name).by_key()) == {"a", "b", "c"}
+    assert "plotly" in old.with_suffix(".html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "got none"),
+        (["--detect", "--plot", "x"], "got --detect and --plot"),
+        (["--plot", "x", "--name", "y"], "--name"),
+    ],
+)
+def test_profile_command_takes_one_job_at_a_time(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from qnas_plugin.cli import main
+
+    with pytest.raises(SystemExit) as stop:
+        main(["profile", *arguments])
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_profile_refuses_another_machine(bert_checkpoint: Path, tmp_path: Path) -> None:
+    request = ProfileRequest(supernet="bert", checkpoint=str(bert_checkpoint), out=tmp_path, hardware="xeon-max-9480")
+    with pytest.raises(HardwareError, match="this machine is not 'xeon-max-9480'"):
+        profile.profile(request)
+
+
+def test_example_refuses_a_setting_that_the_model_does_not_take(supernet: Supernet) -> None:
+    with pytest.raises(UsageError, match="--seq-len|--resolution"):
+        supernet.example(RuntimeSetting(sequence_length=1000, resolution=1000))
+
+
+def test_resume_refuses_a_damaged_file(tmp_path: Path) -> None:
+    work = tmp_path / "work.jsonl"
+    work.write_text(json.dumps({"seed": 0}) + "\n" + json.dumps({"reference": 1.0, "networks": [{"ms": 1}]}) + "\n")
+    with pytest.raises(LatencyTableError, match="damaged"):
+        resume(work, {"seed": 0})
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("10m", 600), ("1.5h", 5400)])
+def test_parse_duration_reads_units(text: str, seconds: float) -> None:
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "10", "m", "-1s", "0s", "1e3s", "nanm", "10 minutes"])
+def test_parse_duration_refuses_anything_else(text: str) -> None:
+    with pytest.raises(UsageError, match="write it like"):
+        parse_duration(text)
