@@ -174,6 +174,9 @@ class Study:
         """Stores a finished trial; it is on disk when this returns.
 
         An evaluation that lacks an objective or a limited metric, or has a metric that is not finite, counts as failed.
+
+        Raises:
+            OutputError: The disk is full, or the database is gone.
         """
         evaluation = self._checked(evaluation)
         complete = evaluation.error is None
@@ -190,7 +193,11 @@ class Study:
         )
         assert record.datetime_complete is not None
         record.datetime_start = record.datetime_complete - timedelta(seconds=sum(evaluation.seconds.values()))
-        self._study.add_trial(record)
+        try:
+            self._study.add_trial(record)
+        except (OSError, sqlalchemy.exc.SQLAlchemyError) as error:
+            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            raise OutputError(f"cannot store a trial ({reason}); those before it are stored") from error
         number = len(self._study.get_trials(deepcopy=False)) - 1
         return Trial(**vars(evaluation), number=number, candidate=candidate)
 

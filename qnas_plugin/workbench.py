@@ -8,17 +8,20 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 
-from qnas_plugin import measure
+from qnas_plugin import __version__, measure, ranges
+from qnas_plugin.environment import detect
 from qnas_plugin.files import write_bytes
 from qnas_plugin.hardware import RuntimeSetting
 from qnas_plugin.materialize import Graph, materialize
@@ -74,17 +77,15 @@ class Workbench:
     @cached_property
     def fingerprint(self) -> str:
         """Sixteen hexadecimal digits of the content."""
-        digest = hashlib.sha256(self.graph.model.SerializeToString(deterministic=True))
-        digest.update(repr((self.graph.groups, self.setting)).encode())
-        arrays = dict(self.graph.weights) | {"labels": self.labels} | dict(self.timing_inputs)
-        for part, batches in (("calibration", self.calibration), ("search", self.search)):
-            for i, batch in enumerate(batches):
-                arrays |= {f"{part}/{i}/{name}": array for name, array in batch.inputs.items()}
-                arrays[f"{part}/{i}"] = batch.positions
-        for name, array in arrays.items():
-            digest.update(f"{name} {array.dtype.str} {array.shape} ".encode())
-            digest.update(np.ascontiguousarray(array).data)
-        return digest.hexdigest()[:16]
+        arrays = {"labels": self.labels} | dict(self.timing_inputs) | _named(self.search)
+        return _digest(f"{self._source} {self.setting}".encode(), arrays)[:16]
+
+    @cached_property
+    def _source(self) -> str:
+        """What all calibration ranges follow from, beside the subnet: the last bit of a float differs between CPUs."""
+        known = (self.graph.groups, __version__, version("onnxruntime"), detect().brand, detect().isa)
+        graph = self.graph.model.SerializeToString(deterministic=True)
+        return _digest(graph + repr(known).encode(), dict(self.graph.weights) | _named(self.calibration))
 
     def build(self, job: Job, seconds: dict[str, float] | None = None) -> onnx.ModelProto:
         """The candidate's ONNX model, the same bytes each time.
@@ -136,14 +137,20 @@ class Workbench:
 
     def _calibrated(self, job: Job, seconds: dict[str, float]) -> Calibrated:
         groups = {group: nodes for group, nodes in self.graph.groups.items() if f"precision.{group}" in job.candidate}
-        subnet = repr((job.cut.skipped, sorted(job.cut.widths.items()), sorted(groups)))
+        cut = (job.cut.skipped, sorted(job.cut.widths.items()), sorted(groups))
+        subnet = hashlib.sha256(repr((self._source, cut)).encode()).hexdigest()
         if subnet in self._kept:
             self._kept.move_to_end(subnet)
             return self._kept[subnet]
         with _stage("slice", seconds):
             model = materialize(self.graph, job.cut)
         with _stage("calibrate", seconds):
-            self._kept[subnet] = calibrate(model, groups, self.calibration)
+            known = ranges.load(subnet)
+            self._kept[subnet] = (
+                calibrate(model, groups, self.calibration) if known is None else Calibrated(model, groups, known)
+            )
+            if known is None:
+                ranges.store(subnet, self._kept[subnet].ranges)
         while len(self._kept) > CALIBRATED_KEPT:
             self._kept.popitem(last=False)
         return self._kept[subnet]
@@ -152,6 +159,22 @@ class Workbench:
 def standard_error(accuracy: float, count: int) -> float:
     """Of a share of ``count`` examples."""
     return float(np.sqrt(accuracy * (1 - accuracy) / count))
+
+
+def _named(batches: Sequence[Batch]) -> dict[str, npt.NDArray[Any]]:
+    """All arrays of some batches."""
+    arrays: dict[str, npt.NDArray[Any]] = {}
+    for i, batch in enumerate(batches):
+        arrays |= {f"{i}/{name}": array for name, array in batch.inputs.items()} | {f"{i}": batch.positions}
+    return arrays
+
+
+def _digest(start: bytes, arrays: Mapping[str, npt.NDArray[Any]]) -> str:
+    digest = hashlib.sha256(start)
+    for name, array in arrays.items():
+        digest.update(f"{name} {array.dtype.str} {array.shape} ".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import logging
 import pickle
 import platform
 import queue
+import signal
 import tempfile
 import threading
 from collections import Counter
@@ -19,6 +20,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
+from multiprocessing import resource_tracker
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -55,18 +57,17 @@ def connect(count: int | None, address: str | None, sku: str) -> Iterator[Client
     """
     logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what goes wrong is raised, or mended by Dask
     if address is None:
-        # No memory limit: Dask would pause a worker at 80 % of it, for ever if what it holds is the workbench.
-        with (
-            LocalCluster(
+        with _hidden_from_the_terminal():
+            # No memory limit: Dask would pause a worker at 80 % of it, for ever if what it holds is the workbench.
+            started = LocalCluster(
                 n_workers=count,
                 threads_per_worker=1,
                 memory_limit=0,
                 dashboard_address=None,
                 silence_logs=logging.CRITICAL,
                 resources={sku: 1},
-            ) as here,
-            Client(here) as client,
-        ):
+            )
+        with started, Client(started) as client:
             yield client
         return
     try:
@@ -153,6 +154,17 @@ def drive(
             done += 1
             algorithm.tell([trial.observation])
             on_trial(trial)
+
+
+@contextmanager
+def _hidden_from_the_terminal() -> Iterator[None]:
+    """Keeps Ctrl-C, which reaches all processes of a terminal, from threads begun here and what they ever start."""
+    resource_tracker.ensure_running()  # else multiprocessing starts it in one of those threads, and unblocks there
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _next(client: Client, finished: queue.SimpleQueue[Future]) -> Future:

@@ -8,9 +8,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from qnas_plugin.cli import main
@@ -257,3 +259,53 @@ def test_the_module_runs_as_a_program() -> None:
         env=dict(os.environ),
     )
     assert ran.stdout.startswith("qnas ")
+
+
+def test_tune_with_workers_goes_on_after_kill_and_interrupt_and_leaves_no_process(
+    supernet: Path, sentences: Path, hardware: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    arguments = [
+        *tune_arguments(supernet, sentences, hardware, out),
+        *("--population", "4", "--max-accuracy-drop", "1", "--workers", "2"),
+    ]
+    finished: list[str] = []
+    for number, stop in ((2, signal.SIGKILL), (4, signal.SIGINT)):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "qnas_plugin", *map(str, arguments), "--trials", "40"],
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+        until(lambda n=number: len(stored(out)) >= n)
+        children = psutil.Process(process.pid).children(recursive=True)
+        assert len(children) >= 2
+        if stop == signal.SIGKILL:
+            assert run(*arguments, "--trials", "40") == 1  # another run writes there
+            process.kill()
+        else:
+            os.killpg(process.pid, stop)  # as a terminal does
+        _, stderr = process.communicate(timeout=30)
+        if stop == signal.SIGINT:
+            assert process.returncode == 130
+            assert "Traceback" not in stderr.decode()
+        assert not psutil.wait_procs(children, timeout=20)[1]
+        assert stored(out)[: len(finished)] == finished
+        finished = stored(out)
+    assert run(*arguments, "--trials", str(len(finished) + 1)) == 0
+    assert stored(out)[:-1] == finished
+    assert len(set(stored(out))) == len(finished) + 1
+
+
+def stored(out: Path) -> list[str]:
+    """The keys of the candidates in a study's journal."""
+    path = out / "study.journal"
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    records = [json.loads(line) for line in lines if line.endswith(b"\n")]
+    return [record["user_attrs"]["candidate"] for record in records if "candidate" in record.get("user_attrs", {})]
+
+
+def until(true: Callable[[], bool]) -> None:
+    end = time.monotonic() + 90
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.05)

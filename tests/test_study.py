@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -223,6 +224,24 @@ def test_trials_refuses_a_trial_that_was_edited(journal: Path) -> None:
     journal.write_text("".join(json.dumps(line) + "\n" for line in lines))
     with open_study(str(journal)) as study, pytest.raises(StudyError, match=r"stored trial 0 .*no value for 'width_0'"):
         study.trials()
+
+
+def test_add_is_one_error_when_the_disk_is_full_and_the_study_goes_on_later(journal: Path) -> None:
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with open_study(str(journal)) as study:
+        study.add(candidates(1)[0], evaluate(candidates(1)[0]))
+        ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (journal.stat().st_size + 50, limit[1]))
+        try:
+            with pytest.raises(OutputError, match=r"cannot store a trial \(.+\); those before it are stored"):
+                study.add(candidates(2)[1], evaluate(candidates(2)[1]))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+            signal.signal(signal.SIGXFSZ, ignored)
+    assert not journal.read_bytes().endswith(b"\n")
+    with open_study(str(journal)) as study:
+        study.add(candidates(3)[2], evaluate(candidates(3)[2]))
+        assert [trial.candidate for trial in study.trials()] == [candidates(3)[i] for i in (0, 2)]
 
 
 @pytest.mark.parametrize("cut", [1, 20, 400])

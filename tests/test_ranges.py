@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qnas_plugin import ranges, workbench
+from qnas_plugin.evaluate import Evaluator
+from qnas_plugin.space import Precision
+from tests.test_evaluate import make
+
+RANGES = {"a": (-1.5, 0.1 + 0.2), "b": (0.0, float(np.float32(1) / 3))}
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return ranges.folder()
+
+
+def test_load_gives_what_was_stored_to_the_last_bit(folder: Path) -> None:
+    assert ranges.load("key") is None
+    ranges.store("key", RANGES)
+    assert ranges.load("key") == RANGES
+    assert [path.name for path in folder.iterdir()] == ["key.json"]
+
+
+def edited(change: Callable[[dict], object]) -> Callable[[bytes], bytes]:
+    def edit(content: bytes) -> bytes:
+        record = json.loads(content)
+        change(record)
+        return json.dumps(record).encode()
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: b"",
+        lambda content: content[:-20],
+        lambda content: b"\xff" + content,
+        lambda content: b"[]",
+        edited(lambda record: record["ranges"]["a"].reverse()),
+        edited(lambda record: record["ranges"].pop("a")),
+        edited(lambda record: record["ranges"].update(a=[1])),
+        edited(lambda record: record["ranges"].update(a=[0, 1])),
+        edited(lambda record: record.pop("seal")),
+    ],
+)
+def test_load_ignores_a_damaged_entry_and_store_writes_it_anew(folder: Path, damage: Callable[[bytes], bytes]) -> None:
+    ranges.store("key", RANGES)
+    path = folder / "key.json"
+    path.write_bytes(damage(path.read_bytes()))
+    assert ranges.load("key") is None
+    ranges.store("key", RANGES)
+    assert ranges.load("key") == RANGES
+
+
+def test_load_refuses_the_entry_of_another_key(folder: Path) -> None:
+    ranges.store("key", RANGES)
+    (folder / "key.json").rename(folder / "other.json")
+    assert ranges.load("other") is None
+
+
+def test_store_forgets_the_oldest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranges, "KEPT", 3)
+    for key in "abcde":
+        ranges.store(key, RANGES)
+    assert [key for key in "abcde" if ranges.load(key)] == ["c", "d", "e"]
+
+
+def test_store_does_without_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    ranges.store("key", RANGES)
+    assert ranges.load("key") is None
+
+
+def test_two_processes_that_write_and_forget_the_same_entries_see_whole_ones_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    program = (
+        "from qnas_plugin import ranges\n"
+        "ranges.KEPT = 5\n"
+        "found = 0\n"
+        "for turn in range(30):\n"
+        "    for i in range(10):\n"
+        "        expected = {'t': (-float(i), float(i))}\n"
+        "        got = ranges.load(str(i))\n"
+        "        assert got in (None, expected), got\n"
+        "        found += got is not None\n"
+        "        ranges.store(str(i), expected)\n"
+        "print(found)"
+    )
+    processes = [subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) for _ in range(2)]
+    assert sum(int(process.communicate()[0]) for process in processes) >= 0
+    assert [process.returncode for process in processes] == [0, 0]
+    assert all(ranges.load(path.stem) for path in ranges.folder().iterdir())
+
+
+@pytest.fixture(scope="module")
+def fresh(bert_checkpoint: Path, sentences: Path) -> Callable[[], Evaluator]:
+    return lambda: make("bert", bert_checkpoint, str(sentences))
+
+
+def test_build_gives_the_same_bytes_with_ranges_of_another_process(
+    fresh: Callable[[], Evaluator], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = fresh(), fresh()
+    candidate = first.supernet.space.corner("largest", Precision.INT8)
+    built = first.build(candidate)
+
+    def never(*arguments: object, **options: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(workbench, "calibrate", never)
+    assert second.build(candidate) == built
+    with pytest.raises(AssertionError):
+        second.build(first.supernet.space.corner("smallest", Precision.INT8))
+
+
+def test_build_calibrates_again_when_a_weight_or_the_data_differ(
+    fresh: Callable[[], Evaluator], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    candidate = fresh().supernet.space.corner("largest", Precision.INT8)
+    fresh().build(candidate)
+    calls: list[int] = []
+    calibrate = workbench.calibrate
+    monkeypatch.setattr(workbench, "calibrate", lambda *arguments: calls.append(1) or calibrate(*arguments))
+    fresh().build(candidate)
+    assert len(calls) == 0
+    other = fresh()
+    name = next(name for name in other.workbench.graph.weights if name.endswith("classifier.bias"))
+    other.workbench.graph.weights[name][0] += 1  # type: ignore[index]
+    other.build(candidate)
+    assert len(calls) == 1
+    other = fresh()
+    other.workbench.calibration[0].inputs["input_ids"][0, 0] += 1
+    other.build(candidate)
+    assert len(calls) == 2
