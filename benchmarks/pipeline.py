@@ -1,0 +1,201 @@
+"""Seconds and memory from a candidate to its quantized ONNX file: this package against the plain way.
+
+    python benchmarks/pipeline.py [--models minilm bert-base] [--candidates 3]
+
+The plain way is a ``torch.onnx.export`` of the subnet and a ``neural_compressor.quantization.fit`` for each candidate.
+Both get the same candidates and 100 calibration texts with the lengths of SST-2 sentences, in turns; as usual, the
+plain way pads all texts to one length, and this package sorts them into batches of like length. The weights are random,
+which changes no time. Memory is what a process of its own has at its peak above what it has when all is imported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import re
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import onnx
+import psutil
+from neural_compressor import PostTrainingQuantConfig, quantization
+from neural_compressor.config import options
+from transformers import BertConfig, BertForSequenceClassification
+
+from qnas_plugin import registry
+from qnas_plugin.hardware import RuntimeSetting
+from qnas_plugin.materialize import Graph, export, export_module
+from qnas_plugin.space import Candidate, Precision
+from qnas_plugin.supernets import Supernet
+from qnas_plugin.tasks import Batch, Inputs
+from qnas_plugin.workbench import Job, Workbench
+
+TEXTS = 100
+MODELS: Mapping[str, tuple[int, int, int, int, int]] = {
+    "tiny": (32, 2, 2, 64, 32),
+    "minilm": (384, 6, 12, 1536, 64),
+    "bert-base": (768, 12, 12, 3072, 128),
+}
+"""Width, layers, heads, feed-forward width, and the length that the plain way pads to."""
+
+
+def main() -> None:
+    """Prints a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=["minilm", "bert-base"])
+    parser.add_argument("--candidates", type=int, default=3)
+    parser.add_argument("--memory-of", choices=["here", "plain"], help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore")
+    logging.getLogger("neural_compressor").setLevel(logging.ERROR)
+    with tempfile.TemporaryDirectory(prefix="qnas-bench-") as folder:
+        os.environ["XDG_CACHE_HOME"] = folder  # no ranges of an earlier run
+        options.workspace = folder
+        if arguments.memory_of:
+            print(json.dumps(peak(arguments.models[0], arguments.memory_of, Path(folder))))
+            return
+        for name in arguments.models:
+            compare(name, arguments.candidates, Path(folder))
+
+
+def compare(name: str, count: int, folder: Path) -> None:
+    """Times one model and prints its table."""
+    supernet, workbench, padded = prepare(name, folder)
+    space = supernet.space
+    rows: dict[str, list[float]] = {}
+    for genes, other in zip(*(space.sample(count, np.random.default_rng(seed)) for seed in (0, 1)), strict=True):
+        candidate = space.decode(genes)
+        second = space.candidate(
+            {
+                variable: space.decode(other).get(variable, value) if variable.startswith("precision.") else value
+                for variable, value in candidate.items()
+            }
+        )
+        for title, which in (("here", candidate), ("second", second)):
+            seconds: dict[str, float] = {}
+            began = time.perf_counter()
+            content = workbench.build(Job(which, supernet.cut(which)), seconds).SerializeToString()
+            (folder / "here.onnx").write_bytes(content)
+            seconds["all"] = time.perf_counter() - began
+            for stage, value in seconds.items():
+                rows.setdefault(f"{title} {stage}", []).append(value)
+        for stage, value in plain(supernet, workbench.graph, candidate, padded, folder).items():
+            rows.setdefault(f"plain {stage}", []).append(value)
+    print(f"\n{name}: median of {count} candidates, seconds")
+    for title, values in rows.items():
+        print(f"  {title:16} {median(values):8.3f}   ({min(values):.3f} to {max(values):.3f})")
+    print(f"  a new subnet:      {median(rows['plain all']) / median(rows['here all']):5.1f} times as fast")
+    print(f"  a further policy:  {median(rows['plain all']) / median(rows['second all']):5.1f} times as fast")
+    fp32_mb = sum(array.nbytes for array in workbench.graph.weights.values()) / 1e6
+    del supernet, workbench
+    for way in ("here", "plain"):
+        command = [sys.executable, __file__, "--models", name, "--memory-of", way]
+        peaks = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+        for title, megabytes in peaks.items():
+            print(f"  peak memory, {way}, {title}: {megabytes:.0f} MB, {megabytes / fp32_mb:.1f} x {fp32_mb:.0f} MB")
+
+
+def peak(name: str, which: str, folder: Path) -> dict[str, float]:
+    """Megabytes at the peak, above those after the imports: with the supernet loaded, and with a candidate built."""
+    start = psutil.Process().memory_info().rss / 1e6
+    supernet, workbench, padded = prepare(name, folder)
+    loaded = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6 - start
+    candidate = supernet.space.corner("largest", Precision.INT8)
+    if which == "here":
+        job = Job(candidate, supernet.cut(candidate))
+        del supernet
+        (folder / "here.onnx").write_bytes(workbench.build(job).SerializeToString())
+    else:
+        plain(supernet, workbench.graph, candidate, padded, folder)
+    return {
+        "supernet exported": loaded,
+        "largest candidate built": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6 - start,
+    }
+
+
+def prepare(name: str, folder: Path) -> tuple[Supernet, Workbench, list[Batch]]:
+    """A random supernet with its workbench, and the calibration texts padded to one length."""
+    width, layers, heads, ffn, length = MODELS[name]
+    config = BertConfig(
+        hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads, intermediate_size=ffn, num_labels=2
+    )
+    checkpoint = folder / name
+    BertForSequenceClassification(config).save_pretrained(checkpoint)
+    supernet: Supernet = registry.load("supernets", "bert").load(str(checkpoint))
+    rng = np.random.default_rng(0)
+    lengths = np.clip(rng.lognormal(3.1, 0.55, TEXTS).astype(int), 4, length)  # SST-2: median 22 tokens
+    texts = [rng.integers(1000, config.vocab_size, size) for size in lengths]
+    order = np.argsort(lengths, kind="stable")
+    sorted_ = [batch(texts, chunk, None) for chunk in np.split(order, range(8, TEXTS, 8))]
+    padded = [batch(texts, chunk, length) for chunk in np.split(np.arange(TEXTS), range(8, TEXTS, 8))]
+    graph = export(supernet, sorted_[0].inputs)
+    labels = np.zeros(len(sorted_[0].positions), dtype=np.int64)
+    setting = RuntimeSetting(sequence_length=length)
+    workbench = Workbench(graph, sorted_, sorted_[:1], labels, sorted_[0].inputs, setting)
+    assert workbench.fingerprint  # hashes the weights, once a run
+    return supernet, workbench, padded
+
+
+def batch(texts: Sequence[Any], positions: Any, length: int | None) -> Batch:
+    """Some texts, padded to a length or to their longest."""
+    length = length or max(len(texts[i]) for i in positions)
+    ids = np.zeros((len(positions), length), dtype=np.int64)
+    mask = np.zeros_like(ids)
+    for row, i in enumerate(positions):
+        ids[row, : len(texts[i])], mask[row, : len(texts[i])] = texts[i], 1
+    inputs: Inputs = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+    return Batch(inputs, positions)
+
+
+def plain(
+    supernet: Supernet, graph: Graph, candidate: Candidate, batches: Sequence[Batch], folder: Path
+) -> dict[str, float]:
+    """Seconds of each stage of the plain way, to a file on disk."""
+    began = time.perf_counter()
+    supernet.activate(supernet.cut(candidate))
+    exported = folder / "exported.onnx"
+    onnx.save(export_module(supernet.model, batches[0].inputs), exported)
+    supernet.activate(None)
+    done = time.perf_counter()
+    groups = {group: nodes for group, nodes in graph.groups.items() if f"precision.{group}" in candidate}
+    int8 = {node for group, nodes in groups.items() if candidate[f"precision.{group}"] == "int8" for node in nodes}
+    off = {"weight": {"dtype": ["fp32"]}, "activation": {"dtype": ["fp32"]}}
+    model = onnx.load(exported)
+    config = PostTrainingQuantConfig(
+        quant_format="QDQ",
+        quant_level=1,
+        reduce_range=False,
+        calibration_sampling_size=TEXTS,
+        op_name_dict={re.escape(node.name): off for node in model.graph.node if node.name not in int8},
+    )
+    quantized = quantization.fit(model, config, calib_dataloader=_Loader(batches))
+    onnx.save(quantized.model, folder / "plain.onnx")
+    end = time.perf_counter()
+    return {"export": done - began, "fit": end - done, "all": end - began}
+
+
+class _Loader:
+    """Batches as ``fit`` wants them."""
+
+    batch_size = 8
+
+    def __init__(self, batches: Sequence[Batch]) -> None:
+        self._batches = batches
+
+    def __iter__(self) -> Iterator[tuple[dict[str, Any], None]]:
+        return ((dict(batch.inputs), None) for batch in self._batches)
+
+
+if __name__ == "__main__":
+    main()
