@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
     from qnas_plugin.training.instatune import Step
     from qnas_plugin.tune import Progress as Searched
 
-console = Console(stderr=True, highlight=False)
+# Under accelerate launch only the first process speaks.
+console = Console(stderr=True, highlight=False, quiet=os.environ.get("RANK", "0") != "0")
 
 
 def training(request: TrainRequest) -> dict[str, Any] | None:
