@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -268,10 +269,12 @@ def _latency_notes(latency: Mapping[str, Any]) -> list[str]:
 
 def _table(result: Result) -> Table:
     predicted = result.record["latency"]["verified"] == "predicted"
-    title = "accuracy measured on the report split, latency predicted" if predicted else "measured on the report split"
-    table = Table(title=f"Pareto set, {title}", title_justify="left")
-    table.add_column("")
-    for name in ("accuracy", "latency ms", "size MB", "vs INT8: faster", "smaller", "points"):
+    title = "latency predicted" if predicted else "measured on the report split"
+    table = Table(
+        title=f"Pareto set, {title}, and against the full network in INT8", title_justify="left", box=box.SIMPLE
+    )
+    table.add_column("", no_wrap=True)
+    for name in ("accuracy", "latency ms", "size MB", "faster", "smaller", "points"):
         table.add_column(name, justify="right")
 
     def row(member: Member) -> None:
