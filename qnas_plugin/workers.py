@@ -14,6 +14,7 @@ import queue
 import signal
 import tempfile
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -39,6 +40,9 @@ from qnas_plugin.workbench import Job, Workbench
 CONNECT_SECONDS = 15
 """How long a scheduler may take to answer, and its first worker to be there."""
 
+ALONE_SECONDS = 300
+"""How long a search waits for a worker when the last one is gone."""
+
 _LOOK_SECONDS = 2.0
 _PACKAGES = ("neural-compressor", "numpy", "onnx", "onnxruntime")
 
@@ -63,7 +67,7 @@ def connect(count: int | None, address: str | None, sku: str) -> Iterator[Client
                 n_workers=count,
                 threads_per_worker=1,
                 memory_limit=0,
-                dashboard_address=None,
+                dashboard_address="127.0.0.1:0",  # else a port that is taken is warned of
                 silence_logs=logging.CRITICAL,
                 resources={sku: 1},
             )
@@ -111,7 +115,8 @@ def drive(
         on_trial: Called after each new trial.
 
     Raises:
-        ClusterError: The scheduler is gone, or a worker has other versions or is not the SKU that it says.
+        ClusterError: The scheduler is gone, no worker is there or offers the SKU, or one has other versions or is not
+            the SKU that it says.
     """
     stored = study.trials()
     algorithm.tell([trial.observation for trial in stored])
@@ -123,11 +128,13 @@ def drive(
 
         def submit(candidate: Candidate) -> None:
             what = job(candidate)
+            if what.latency is None and not in_flight:
+                _check_offered(client, profile.name)
             future = client.submit(
                 _evaluate,
                 place.name,
                 what,
-                Counter(_host(address) for address in client.nthreads()),
+                _crowd(client),
                 pure=False,
                 resources={profile.name: 1} if what.latency is None else None,
             )
@@ -135,7 +142,7 @@ def drive(
             future.add_done_callback(finished.put)
 
         while True:
-            while not exhausted and done + len(in_flight) < trials and len(in_flight) <= len(client.nthreads()):
+            while not exhausted and done + len(in_flight) < trials and len(in_flight) <= _crowd(client).total():
                 candidate = algorithm.ask([candidate.key for candidate in in_flight.values()])
                 if candidate is None:
                     exhausted = True
@@ -168,11 +175,39 @@ def _hidden_from_the_terminal() -> Iterator[None]:
 
 
 def _next(client: Client, finished: queue.SimpleQueue[Future]) -> Future:
+    alone_since = time.monotonic()
     while True:
         with suppress(queue.Empty):
             return finished.get(timeout=_LOOK_SECONDS)
         if client.status != "running":
             raise _gone(client)
+        if _crowd(client):
+            alone_since = time.monotonic()
+        elif time.monotonic() - alone_since > ALONE_SECONDS:
+            raise ClusterError(
+                f"no worker was there for {ALONE_SECONDS} s; what was finished is stored, with workers the same "
+                "command continues"
+            )
+
+
+def _crowd(client: Client) -> Counter[str]:
+    """How many workers each host has."""
+    try:
+        return Counter(_host(address) for address in client.nthreads())
+    except OSError as error:
+        raise _gone(client) from error
+
+
+def _check_offered(client: Client, sku: str) -> None:
+    if not any(client.run(_offers, sku).values()):
+        raise ClusterError(
+            f"no worker offers '{sku}', the SKU that latencies are measured for; start one on such a machine with: "
+            f'dask worker {client.scheduler.address} --nthreads 1 --resources "{sku}=1"'
+        )
+
+
+def _offers(sku: str, dask_worker: Worker) -> bool:
+    return sku in dask_worker.state.total_resources
 
 
 def _outcome(client: Client, future: Future) -> Evaluation | None:
@@ -297,7 +332,7 @@ def _refusal(worker: Worker, versions: Mapping[str, str | None], profile: Hardwa
                 f"the worker {worker.address} has {package} {here}, this search {versions[package]}; "
                 "install the same there"
             )
-    if profile.name in worker.state.total_resources:
+    if _offers(profile.name, worker):
         for wrong in is_this_machine(profile, detect()):
             return (
                 f"the worker {worker.address} offers the resource '{profile.name}', and is another machine: {wrong}; "

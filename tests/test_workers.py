@@ -183,6 +183,23 @@ def test_drive_measures_latency_on_workers_with_the_resource(client: Client, sea
     assert all(trial.seconds["latency"] > 0.5 for trial in trials)
 
 
+def test_drive_says_that_no_worker_offers_the_sku(client: Client, search: Search) -> None:
+    search.job = search.evaluator.job  # type: ignore[method-assign]
+    search.profile = search.profile.model_copy(update={"name": "xeon-9999"})
+    with pytest.raises(ClusterError, match=r'no worker offers \'xeon-9999\'.* --resources "xeon-9999=1"'):
+        search.run(client, 3)
+
+
+def test_drive_says_that_no_worker_is_left(
+    search: Search, profile: HardwareProfile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "ALONE_SECONDS", 1)
+    with existing(profile) as (address, processes), workers.connect(None, address, profile.name) as client:
+        search.on_trial = lambda trial: processes[1].kill()  # type: ignore[method-assign]
+        with pytest.raises(ClusterError, match="no worker was there for 1 s; what was finished is stored"):
+            search.run(client, 50)
+
+
 @pytest.mark.parametrize("package", ["qnas-plugin", "onnxruntime", "neural-compressor"])
 def test_drive_refuses_a_worker_with_another_version(
     client: Client, search: Search, monkeypatch: pytest.MonkeyPatch, package: str
@@ -260,7 +277,9 @@ def existing(profile: HardwareProfile) -> Iterator[tuple[str, list[subprocess.Po
     options = {"stderr": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
     processes = [
         subprocess.Popen([*dask[0], "--host", address, "--no-dashboard"], **options),
-        subprocess.Popen([*dask[1], address, "--nthreads", "1", "--resources", f"{profile.name}=1"], **options),
+        subprocess.Popen(
+            [*dask[1], address, "--nthreads", "1", "--no-nanny", "--resources", f"{profile.name}=1"], **options
+        ),
     ]
     try:
         yield address, processes
