@@ -60,6 +60,8 @@ def export(supernet: Supernet, inputs: Inputs) -> Graph:
     _restore_shared(model.graph, weights)
     _name_linears(model.graph, weights, supernet.model, linears)
     _free_head_counts(model.graph, weights)
+    read = {name for node in model.graph.node for name in node.input}
+    weights = {name: array for name, array in weights.items() if name in read}  # each linear layer's is there twice
     return Graph(model, weights, linears, _nodes_of_groups(model.graph, weights, supernet.groups))
 
 
