@@ -199,8 +199,8 @@ def test_wrong_options_give_one_line(
 def test_tune_gives_one_line_for_bad_data_and_folders(
     supernet: Path, sentences: Path, hardware: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def last_line(*changed: str | Path) -> str:
-        assert run(*tune_arguments(supernet, sentences, hardware, tmp_path / "out"), *changed) == 1
+    def last_line(*changed: str | Path, code: int = 1) -> str:
+        assert run(*tune_arguments(supernet, sentences, hardware, tmp_path / "out"), *changed) == code
         return capsys.readouterr().err.strip().splitlines()[-1]
 
     assert "no file or folder" in last_line("--data", tmp_path / "missing.tsv")
@@ -212,7 +212,9 @@ def test_tune_gives_one_line_for_bad_data_and_folders(
     assert "the checkpoint has 2 classes" in last_line("--data", three)
     (tmp_path / "file").touch()
     assert "cannot write to the folder" in last_line("--out", tmp_path / "file")
-    assert "unknown hardware profile 'xeon-8280x'; did you mean 'xeon-8280'" in last_line("--hardware", "xeon-8280x")
+    assert "unknown hardware profile 'xeon-8280x'; did you mean 'xeon-8280'" in last_line(
+        "--hardware", "xeon-8280x", code=2
+    )
     assert "latencies are measured here" in last_line("--hardware", "xeon-8280")
 
 
