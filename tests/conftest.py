@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,10 @@ from transformers import (
     ViTForImageClassification,
     ViTImageProcessor,
 )
+
+# Whoever starts the suite in the background of a shell has it ignore Ctrl-C, and so all processes that it starts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 WORDS = [
     *("good", "great", "fine", "lovely"),

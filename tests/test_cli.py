@@ -135,6 +135,15 @@ def test_tune_goes_on_where_it_was(
     assert (tuned / "study.journal").read_bytes().startswith(before)
 
 
+def test_tune_compares_with_baselines_that_the_algorithm_did_not_ask_for(
+    supernet: Path, sentences: Path, hardware: Path, tmp_path: Path
+) -> None:
+    arguments = tune_arguments(supernet, sentences, hardware, tmp_path)
+    assert run(*arguments, "--trials", "2", "--algorithm", "random", "--max-accuracy-drop", "1") == 0
+    record = json.loads((tmp_path / "pareto.json").read_text())
+    assert all(0 <= row["search"]["accuracy"] <= 1 for row in record["baselines"])
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
