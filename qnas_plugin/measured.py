@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -27,18 +27,31 @@ class Timing:
     Args:
         purpose: Whether rows are fitted to it, tested on it, or it is a second time that a test is timed.
         genes: Its canonical genotype.
-        ms: Median.
-        spread: How far its rounds were apart, relative.
+        rounds: Medians of the rounds, in milliseconds.
         core_share: See ``measure.Latency``.
         group: The number of its group.
     """
 
     purpose: Purpose
     genes: tuple[int, ...]
-    ms: float
-    spread: float
+    rounds: tuple[float, ...]
     core_share: float
     group: int
+
+    @property
+    def ms(self) -> float:
+        """What the network takes; see ``undisturbed``."""
+        return undisturbed(self.rounds)
+
+    @property
+    def spread(self) -> float:
+        """How far the rounds were apart, relative."""
+        return (max(self.rounds) - min(self.rounds)) / self.ms
+
+
+def undisturbed(rounds: Sequence[float]) -> float:
+    """The median of the faster half of the rounds: whatever else happens on a machine makes a round slower only."""
+    return float(np.median(sorted(rounds)[: (len(rounds) + 1) // 2]))
 
 
 @dataclass
@@ -62,10 +75,16 @@ class Measured:
         self.alone |= line.get("alone", {})
         if "reference" in line:
             self.timings += [
-                Timing(**{**timing, "genes": tuple(timing["genes"]), "group": len(self.reference)})
+                Timing(
+                    timing["purpose"],
+                    tuple(timing["genes"]),
+                    tuple(timing["rounds"]),
+                    timing["core_share"],
+                    len(self.reference),
+                )
                 for timing in line["networks"]
             ]
-            self.reference.append(line["reference"])
+            self.reference.append(undisturbed(line["reference"]))
         self.seconds += line.get("seconds", 0.0)
 
 

@@ -33,7 +33,8 @@ from qnas_plugin.space import Genes, Precision, unique_rows
 from qnas_plugin.supernets import Supernet
 from qnas_plugin.tasks import Inputs
 
-SECONDS = 0.8
+ROUNDS = 6
+SECONDS = 0.9
 """Time of a network over all rounds."""
 
 GROUP = 9
@@ -186,16 +187,15 @@ class Bench:
             for path, candidate in zip(paths, candidates, strict=True):
                 path.write_bytes(build(self.graph, self.supernet, candidate).SerializeToString())
             reference, *latencies = measure.latency(
-                paths, self.inputs, self.setting, minimum_runs=24, minimum_seconds=SECONDS, rounds=4
+                paths, self.inputs, self.setting, minimum_runs=4 * ROUNDS, minimum_seconds=SECONDS, rounds=ROUNDS
             )
         return {
-            "reference": reference.median,
+            "reference": reference.round_medians,
             "networks": [
                 {
                     "purpose": purpose,
                     "genes": genes.tolist(),
-                    "ms": latency.median,
-                    "spread": latency.spread,
+                    "rounds": latency.round_medians,
                     "core_share": latency.core_share,
                 }
                 for (purpose, genes), latency in zip(group, latencies, strict=True)

@@ -18,7 +18,7 @@ from qnas_plugin.isolate import build, isolate
 from qnas_plugin.latency_fit import design, drift, errors, fit
 from qnas_plugin.latency_table import Estimator
 from qnas_plugin.materialize import export
-from qnas_plugin.measured import Measured, Timing, resume
+from qnas_plugin.measured import Measured, Timing, resume, undisturbed
 from qnas_plugin.quantize import verify
 from qnas_plugin.request import ProfileRequest, parse_duration
 from qnas_plugin.space import Precision
@@ -154,7 +154,7 @@ def measured_with(supernet: Supernet, slower: Any = lambda group: 1.0, noise: fl
     for number, group in zip(range(14), bench.groups(0), strict=False):
         for purpose, genes in group:
             ms = float(truth.counts(genes[None])[0] @ rows) * rng.normal(slower(number), noise)
-            measured.timings.append(Timing(purpose, tuple(genes.tolist()), ms, noise, 1.0, number))
+            measured.timings.append(Timing(purpose, tuple(genes.tolist()), (ms, 2 * ms), 1.0, number))
         measured.reference.append(30 * rng.normal(slower(number), noise))
         measured.seconds += 10
     return measured
@@ -235,6 +235,11 @@ def test_profile_makes_a_table_and_goes_on_where_it_stopped(
         profile.profile(request.model_copy(update={"seed": 1}))
 
 
+def test_undisturbed_is_not_moved_by_slow_rounds() -> None:
+    assert undisturbed((3.0, 1.0, 2.0, 50.0, 40.0, 60.0)) == 2.0
+    assert undisturbed((1.0,)) == 1.0
+
+
 def test_profile_command_compares_merges_and_plots(tmp_path: Path) -> None:
     from qnas_plugin.cli import main
 
@@ -281,7 +286,7 @@ def test_example_refuses_a_setting_that_the_model_does_not_take(supernet: Supern
 
 def test_resume_refuses_a_damaged_file(tmp_path: Path) -> None:
     work = tmp_path / "work.jsonl"
-    work.write_text(json.dumps({"seed": 0}) + "\n" + json.dumps({"reference": 1.0, "networks": [{"ms": 1}]}) + "\n")
+    work.write_text(json.dumps({"seed": 0}) + "\n" + json.dumps({"reference": [1.0], "networks": [{"ms": 1}]}) + "\n")
     with pytest.raises(LatencyTableError, match="damaged"):
         resume(work, {"seed": 0})
 
