@@ -6,7 +6,8 @@ READY  := $(VENV)/.ready
 .PHONY: demo test lint clean
 
 demo: $(READY)  ## train a small ViT supernet on scikit-learn's digits, search it, write the Pareto set
-	$(BIN)/qnas train --config examples/digits-vit/train.toml
+	$(BIN)/qnas profile --detect --name this-machine --out demo
+	OMP_NUM_THREADS=1 $(BIN)/qnas train --config examples/digits-vit/train.toml  # too small a model for more
 	$(BIN)/qnas tune --config examples/digits-vit/tune.toml
 	@echo "The result is in demo/digits: report.html, pareto.json and pareto/*/model.onnx"
 

@@ -71,7 +71,7 @@ class Result:
     """The outcome of a search.
 
     Args:
-        members: The Pareto set, the best in the last objective first.
+        members: The Pareto set, the best in the first objective after accuracy first.
         baselines: The corners of the space.
         recommended: The name of the member to deploy; None when no member keeps all limits.
         reason: One sentence that says why, or what keeps the nearest members from it.
@@ -112,7 +112,7 @@ def verify(
     front = non_dominated(losses([trial.metrics for trial in trials], request.objectives))
     chosen = sorted(
         (trial for trial, kept in zip(trials, front, strict=True) if kept),
-        key=lambda trial: trial.metrics[request.objectives[-1]],
+        key=lambda trial: trial.metrics[goal(request)],
     )
     seen = {trial.candidate.key: trial.metrics for trial in trials}
     names = [f"{n}-{trial.candidate.key}" for n, trial in enumerate(chosen, 1)]
@@ -123,7 +123,8 @@ def verify(
     paths: dict[str, Path] = {}
     predictions: dict[str, npt.NDArray[np.int64]] = {}
     for i, (name, candidate) in enumerate(candidates.items(), 1):
-        on_stage(f"Verifying {i} of {len(candidates)}: {name}")
+        if i * 10 // len(candidates) > (i - 1) * 10 // len(candidates):
+            on_stage(f"Built and checked {i} of {len(candidates)} models")
         paths[name] = (folder if name in names else request.out / "baselines") / name / "model.onnx"
         write_candidate(evaluator, candidate, paths[name].parent)
         predictions[name] = evaluator.predict(paths[name], evaluator.dataset.report)
@@ -275,6 +276,11 @@ def compare(
     }
 
 
+def goal(request: TuneRequest) -> str:
+    """The objective that the recommended member is best in: the first one after accuracy."""
+    return next(name for name in request.objectives if name != "accuracy")
+
+
 def recommend(members: Sequence[Member], reference: Member, request: TuneRequest) -> tuple[str | None, str]:
     """The member to deploy and why: best in the objective after accuracy among those that keep all limits.
 
@@ -286,10 +292,9 @@ def recommend(members: Sequence[Member], reference: Member, request: TuneRequest
 
     floor = Limit("accuracy", ">=", reference.search["accuracy"] - request.max_accuracy_drop)
     limits = [*request.parsed_limits, floor]
-    goal = next(name for name in request.objectives if name != "accuracy")
     fitting = [m for m in members if all(limit.violation(known(m)) == 0 for limit in limits)]
     if fitting:
-        best = min(fitting, key=lambda m: (m.report[goal], -m.search["accuracy"]))
+        best = min(fitting, key=lambda m: (m.report[goal(request)], -m.search["accuracy"]))
         ratio = best.against[REFERENCES[0]]
         return best.name, (
             f"deploy {best.folder}/model.onnx: {ratio['latency_ratio']:.2f}x as fast and "

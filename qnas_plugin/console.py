@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -24,7 +26,8 @@ if TYPE_CHECKING:
     from qnas_plugin.training.instatune import Step
     from qnas_plugin.tune import Progress as Searched
 
-console = Console(stderr=True, highlight=False)
+# Under accelerate launch only the first process speaks.
+console = Console(stderr=True, highlight=False, quiet=os.environ.get("RANK", "0") != "0")
 
 
 def training(request: TrainRequest) -> dict[str, Any] | None:
@@ -266,10 +269,12 @@ def _latency_notes(latency: Mapping[str, Any]) -> list[str]:
 
 def _table(result: Result) -> Table:
     predicted = result.record["latency"]["verified"] == "predicted"
-    title = "accuracy measured on the report split, latency predicted" if predicted else "measured on the report split"
-    table = Table(title=f"Pareto set, {title}", title_justify="left")
-    table.add_column("")
-    for name in ("accuracy", "latency ms", "size MB", "vs INT8: faster", "smaller", "points"):
+    title = "latency predicted" if predicted else "measured on the report split"
+    table = Table(
+        title=f"Pareto set, {title}, and against the full network in INT8", title_justify="left", box=box.SIMPLE
+    )
+    table.add_column("", no_wrap=True)
+    for name in ("accuracy", "latency ms", "size MB", "faster", "smaller", "points"):
         table.add_column(name, justify="right")
 
     def row(member: Member) -> None:

@@ -193,7 +193,10 @@ def _search(
     on_progress: Callable[[Progress], None],
 ) -> None:
     supernet = evaluator.supernet
-    exact: dict[str, ExactMetric] = {"size_mb": supernet.weight_mb}
+    largest = supernet.space.corner("largest", Precision.FP32)
+    weights_mb = float(supernet.weight_mb(supernet.space.encode(largest)[None, :])[0])
+    overhead_mb = evaluator.build(largest).ByteSize() / 1e6 - weights_mb
+    exact: dict[str, ExactMetric] = {"size_mb": lambda genes: supernet.weight_mb(genes) + overhead_mb}
     if evaluator.estimator is not None:
         exact["latency_ms"] = evaluator.estimator
     problem = Problem(supernet.space, request.objectives, request.parsed_limits, exact=exact)
