@@ -22,9 +22,9 @@ from qnas_plugin.space import Features, Genes, Precision
 Floats = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
 
-_STRENGTHS = 10.0 ** np.arange(-5, 0.1, 0.5)
+_STRENGTHS = 10.0 ** np.arange(-4.5, -0.4, 0.5)
 """Regularisations to choose from: the variance of a measurement over that of a row's time, both relative."""
-_DRIFTS = (0.0, 0.3, 1.0, 3.0, 10.0, 30.0)
+_DRIFTS = (0.0, 1.0, 5.0, 25.0)
 """Drifts to choose from: the variance of the machine's speed between groups over that of a measurement."""
 _FOLDS = 10
 _POOL = 3000
