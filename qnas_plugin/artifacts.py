@@ -115,7 +115,7 @@ def verify(
         (trial for trial, kept in zip(trials, front, strict=True) if kept),
         key=lambda trial: trial.metrics[goal(request)],
     )
-    seen = {trial.candidate.key: trial.metrics for trial in trials}
+    seen: dict[str, Mapping[str, float]] = {trial.candidate.key: trial.metrics for trial in trials}
     names = [f"{n}-{trial.candidate.key}" for n, trial in enumerate(chosen, 1)]
     candidates = dict(zip(names, (trial.candidate for trial in chosen), strict=True)) | dict(baselines)
 
@@ -129,6 +129,9 @@ def verify(
         paths[name] = (folder if name in names else request.out / "baselines") / name / "model.onnx"
         write_candidate(evaluator, candidate, paths[name].parent)
         predictions[name] = evaluator.predict(paths[name], evaluator.dataset.report)
+        if candidate.key not in seen:  # not every algorithm asks for the baselines
+            accuracy = evaluator.predict(paths[name], evaluator.dataset.search), evaluator.dataset.search.labels
+            seen[candidate.key] = {"accuracy": measure.accuracy(*accuracy)}
     latencies: dict[str, dict[str, Any]]
     if evaluator.here:
         on_stage(f"Timing {len(paths)} models in turns")

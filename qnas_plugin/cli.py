@@ -325,7 +325,9 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(str(error), EXIT_USAGE)
     except QnasError as error:
         _fail(str(error), EXIT_ERROR)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as stop:  # Typer 0.29 turns the one into the other
+        if isinstance(stop, SystemExit) and stop.code != EXIT_INTERRUPTED:
+            raise
         _fail("stopped; what was finished is kept, the same command continues", EXIT_INTERRUPTED)
 
 

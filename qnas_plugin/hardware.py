@@ -177,7 +177,7 @@ def parse_profile(fields: Mapping[str, Any], where: str) -> HardwareProfile:
         return HardwareProfile.model_validate(dict(fields))
     except ValidationError as error:
         first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"]) or "file"
+        field = ".".join(" ".join(str(part).split()) for part in first["loc"]) or "file"
         got = "" if first["type"] == "missing" else f", got {first['input']!r:.80}"
         raise HardwareError(f"{where}: '{field}': {first['msg']}{got}") from None
 

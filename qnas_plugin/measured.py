@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -14,10 +14,10 @@ import numpy as np
 
 from qnas_plugin.errors import LatencyTableError, OutputError
 from qnas_plugin.files import write_bytes
-from qnas_plugin.latency_fit import Floats, drift
+from qnas_plugin.latency_fit import Floats, Indices
 from qnas_plugin.space import Genes
 
-Purpose = Literal["fit", "test", "repeat"]
+Purpose = Literal["fit", "reference", "test", "repeat"]
 
 
 @dataclass(frozen=True)
@@ -25,20 +25,44 @@ class Timing:
     """A network that was timed.
 
     Args:
-        purpose: Whether rows are fitted to it, tested on it, or it is a second time that a test is timed.
+        purpose: Whether rows are fitted to it, or to it as the one that is in all groups; whether rows are tested on
+            it, or it is a second time that a test is timed.
         genes: Its canonical genotype.
-        ms: Median.
-        spread: How far its rounds were apart, relative.
+        rounds: Medians of the rounds, in milliseconds.
         core_share: See ``measure.Latency``.
         group: The number of its group.
     """
 
     purpose: Purpose
     genes: tuple[int, ...]
-    ms: float
-    spread: float
+    rounds: tuple[float, ...]
     core_share: float
     group: int
+
+    @property
+    def ms(self) -> float:
+        """What the network takes; see ``undisturbed``."""
+        return undisturbed(self.rounds)
+
+    @property
+    def spread(self) -> float:
+        """How far the faster half of the rounds was apart, relative."""
+        return disagreement(self.rounds)
+
+
+def undisturbed(rounds: Sequence[float]) -> float:
+    """The median of the faster half of the rounds: whatever else happens on a machine makes a round slower only."""
+    return float(np.median(_faster_half(rounds)))
+
+
+def disagreement(rounds: Sequence[float]) -> float:
+    """How far the faster half of the rounds is apart, relative."""
+    half = _faster_half(rounds)
+    return half[-1] / half[0] - 1
+
+
+def _faster_half(rounds: Sequence[float]) -> list[float]:
+    return sorted(rounds)[: (len(rounds) + 1) // 2]
 
 
 @dataclass
@@ -48,46 +72,57 @@ class Measured:
     Args:
         alone: Milliseconds of each part's key.
         timings: Of all networks, in order.
-        reference: Milliseconds of the reference network in each group.
+        groups: How many groups of networks were timed.
         seconds: How long everything took.
     """
 
     alone: dict[str, float] = field(default_factory=dict)
     timings: list[Timing] = field(default_factory=list)
-    reference: list[float] = field(default_factory=list)
+    groups: int = 0
     seconds: float = 0.0
 
     def add(self, line: Mapping[str, Any]) -> None:
         """Takes one line of the file."""
         self.alone |= line.get("alone", {})
-        if "reference" in line:
+        if "networks" in line:
             self.timings += [
-                Timing(**{**timing, "genes": tuple(timing["genes"]), "group": len(self.reference)})
+                Timing(
+                    timing["purpose"],
+                    tuple(timing["genes"]),
+                    tuple(timing["rounds"]),
+                    timing["core_share"],
+                    self.groups,
+                )
                 for timing in line["networks"]
             ]
-            self.reference.append(line["reference"])
+            self.groups += 1
         self.seconds += line.get("seconds", 0.0)
 
 
 @dataclass(frozen=True)
 class Arrays:
-    """Measurements as arrays, corrected by the reference."""
+    """The networks of some purposes: genotypes ``(m, n)``, milliseconds ``(m,)``, and numbers of groups ``(m,)``."""
 
-    measured: Measured
+    genes: Genes
+    ms: Floats
+    groups: Indices
 
-    def genes(self, purpose: Purpose) -> Genes:
-        return np.array([timing.genes for timing in self.measured.timings if timing.purpose == purpose])
+    @classmethod
+    def of(cls, measured: Measured, *purposes: Purpose) -> Arrays:
+        """Those of what was measured, in its order."""
+        kept = [timing for timing in measured.timings if timing.purpose in purposes]
+        return cls(
+            np.array([timing.genes for timing in kept], dtype=np.int64),
+            np.array([timing.ms for timing in kept]),
+            np.array([timing.group for timing in kept], dtype=np.int64),
+        )
 
-    def ms(self, purpose: Purpose, share: float) -> Floats:
-        slower = drift(np.array(self.measured.reference), share)
-        return np.array([t.ms / slower[t.group] for t in self.measured.timings if t.purpose == purpose])
+    def __len__(self) -> int:
+        return len(self.ms)
 
-    def pairs(self, share: float) -> tuple[Floats, Floats]:
-        """First and second time of each network that was timed twice."""
-        again = self.ms("repeat", share)
-        position = {genes: i for i, genes in enumerate(map(tuple, self.genes("test").tolist()))}
-        which = [position[timing.genes] for timing in self.measured.timings if timing.purpose == "repeat"]
-        return self.ms("test", share)[which], again
+    def first(self, count: int) -> Arrays:
+        """The first networks."""
+        return Arrays(self.genes[:count], self.ms[:count], self.groups[:count])
 
 
 def resume(work: Path, identity: Mapping[str, Any]) -> Measured:

@@ -27,13 +27,16 @@ from qnas_plugin.isolate import build, isolate
 from qnas_plugin.latency_fit import Fit, Floats, design, errors, fit
 from qnas_plugin.latency_table import Fidelity, LatencyTable, Row, setting_of, table_name, write
 from qnas_plugin.materialize import Graph, export
-from qnas_plugin.measured import Arrays, Measured, Purpose, append, resume
+from qnas_plugin.measured import Arrays, Measured, Purpose, append, disagreement, resume
 from qnas_plugin.request import ProfileRequest, parse_duration
 from qnas_plugin.space import Genes, Precision, unique_rows
 from qnas_plugin.supernets import Supernet
 from qnas_plugin.tasks import Inputs
 
-SECONDS = 0.8
+ROUNDS, ATTEMPTS, RESTLESS = 6, 3, 0.02
+"""Rounds of a network; how often it may get as many again, and from which disagreement on it does."""
+
+SECONDS = 0.9
 """Time of a network over all rounds."""
 
 GROUP = 9
@@ -45,9 +48,6 @@ MINIMUM = 3
 
 MAX_NOISE, MAX_DRIFT, MIN_CORE_SHARE = 0.03, 0.08, 0.95
 """What a machine that is measured on should keep: repetition, the reference's range, time that it had for itself."""
-
-SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
-"""How much of the reference's deviation may be taken for the machine's; cross-validation chooses."""
 
 
 @dataclass(frozen=True)
@@ -124,10 +124,10 @@ def profile(
         append(work, measured, bench.alone)
     on_stage("Timing whole networks")
     budget = parse_duration(request.budget)
-    for group in islice(bench.groups(request.seed), len(measured.reference), None):
+    for group in islice(bench.groups(request.seed), measured.groups, None):
         on_progress(Progress(len(measured.timings), measured.seconds, budget))
-        pace = measured.seconds / (len(measured.reference) + 1)
-        if measured.seconds + pace > budget and len(measured.reference) >= MINIMUM:
+        pace = measured.seconds / (measured.groups + 1)
+        if measured.seconds + pace > budget and measured.groups >= MINIMUM:
             break
         append(work, measured, lambda group=group: bench.time(group))  # type: ignore[misc]
     on_progress(Progress(len(measured.timings), budget, budget))
@@ -180,27 +180,38 @@ class Bench:
     def time(self, group: list[tuple[Purpose, Genes]]) -> dict[str, Any]:
         """The line of a group of networks and the reference, which is the largest in INT8."""
         space = self.supernet.space
-        candidates = [space.corner("largest", Precision.INT8), *(space.decode(genes) for _, genes in group)]
+        group = [("reference", space.encode(space.corner("largest", Precision.INT8))), *group]
+        candidates = [space.decode(genes) for _, genes in group]
         with tempfile.TemporaryDirectory(prefix="qnas-") as name:
             paths = [Path(name) / f"{i}.onnx" for i in range(len(candidates))]
             for path, candidate in zip(paths, candidates, strict=True):
                 path.write_bytes(build(self.graph, self.supernet, candidate).SerializeToString())
-            reference, *latencies = measure.latency(
-                paths, self.inputs, self.setting, minimum_runs=24, minimum_seconds=SECONDS, rounds=4
-            )
+            timed = zip(group, *self._settled(paths), strict=True)
         return {
-            "reference": reference.median,
             "networks": [
-                {
-                    "purpose": purpose,
-                    "genes": genes.tolist(),
-                    "ms": latency.median,
-                    "spread": latency.spread,
-                    "core_share": latency.core_share,
-                }
-                for (purpose, genes), latency in zip(group, latencies, strict=True)
-            ],
+                {"purpose": purpose, "genes": genes.tolist(), "rounds": rounds, "core_share": core_share}
+                for (purpose, genes), rounds, core_share in timed
+            ]
         }
+
+    def _settled(self, paths: Sequence[Path]) -> tuple[list[list[float]], list[float]]:
+        """Medians of the rounds of each model, and its core share; models whose rounds disagree get more of them."""
+        rounds: list[list[float]] = [[] for _ in paths]
+        core_shares = [0.0] * len(paths)
+        for _ in range(ATTEMPTS):
+            again = [i for i, own in enumerate(rounds) if not own or disagreement(own) > RESTLESS]
+            latencies = measure.latency(
+                [paths[i] for i in again],
+                self.inputs,
+                self.setting,
+                minimum_runs=4 * ROUNDS,
+                minimum_seconds=SECONDS,
+                rounds=ROUNDS,
+            )
+            for i, latency in zip(again, latencies, strict=True):
+                rounds[i] += latency.round_medians
+                core_shares[i] = max(core_shares[i], latency.core_share)
+        return rounds, core_shares
 
 
 def conclude(
@@ -213,33 +224,36 @@ def conclude(
 ) -> LatencyTable:
     """The table that measurements give.
 
-    What is chosen (granularity, regularisation, how far the reference corrects) is chosen by cross-validation over the
-    networks to fit to; those held out are touched once.
+    What is chosen (granularity, regularisation, how much the machine's speed varied between groups) is chosen by
+    cross-validation over the networks to fit to; those held out are touched once.
 
     Raises:
         LatencyTableError: There are too few measurements.
     """
     began = time.monotonic()
-    if len(measured.reference) < MINIMUM:
-        raise LatencyTableError(f"{len(measured.reference)} groups of networks are too few; allow a longer --budget")
-    data = Arrays(measured)
+    if measured.groups < MINIMUM:
+        raise LatencyTableError(f"{measured.groups} groups of networks are too few; allow a longer --budget")
+    to_fit, to_test, again = (
+        Arrays.of(measured, *purposes) for purposes in (("fit", "reference"), ("test",), ("repeat",))
+    )
     decompositions = {granularity: _decomposition(supernet, granularity) for granularity in GRANULARITIES}
     alone = {granularity: _alone(supernet, d, measured.alone) for granularity, d in decompositions.items()}
 
-    def fitted(granularity: Granularity, share: float, networks: int | None = None) -> Fit:
-        d, ms = decompositions[granularity], data.ms("fit", share)[:networks]
-        return fit(d.counts(data.genes("fit")[:networks]), ms, alone[granularity], d.keys)
+    def fitted(granularity: Granularity, data: Arrays) -> Fit:
+        d = decompositions[granularity]
+        return fit(d.counts(data.genes), data.ms, alone[granularity], d.keys, data.groups, measured.groups)
 
-    share = min(SHARES, key=lambda share: fitted("shared-input", share).error)
-    fits = {granularity: fitted(granularity, share) for granularity in GRANULARITIES}
+    fits = {granularity: fitted(granularity, to_fit) for granularity in GRANULARITIES}
     best: Granularity = min(fits, key=lambda granularity: fits[granularity].error)
-    genes, ms = data.genes("test"), data.ms("test", share)
-    tested = {granularity: d.counts(genes) @ fits[granularity].ms for granularity, d in decompositions.items()}
-    first, second = data.pairs(share)
-    noise = float(np.abs(2 * (first - second) / (first + second)).mean()) if len(first) else 0.0
-    sizes = sorted({*(n for n in (10, 20, 40, 80, 160, 320) if n < len(data.ms("fit", share))), len(data.genes("fit"))})
+    ms = fits[best].undrifted(to_test.ms, to_test.groups)
+    tested = {granularity: d.counts(to_test.genes) @ fits[granularity].ms for granularity, d in decompositions.items()}
+    position = {genes: i for i, genes in enumerate(map(tuple, to_test.genes.tolist()))}
+    first = ms[[position[tuple(genes)] for genes in again.genes.tolist()]]
+    second = fits[best].undrifted(again.ms, again.groups)
+    noise = float(np.abs(2 * (first - second) / (first + second)).mean()) if len(again) else 0.0
+    sizes = sorted({*(n for n in (10, 20, 40, 80, 160, 320) if n < len(to_fit)), len(to_fit)})
     d, rows = decompositions[best], fits[best]
-    appears = (d.counts(data.genes("fit")) > 0).sum(axis=0)
+    appears = (d.counts(to_fit.genes) > 0).sum(axis=0)
     facts = environment()
     return LatencyTable(
         schema_version=1,
@@ -252,7 +266,7 @@ def conclude(
         system=facts["system"],
         versions=facts["versions"],
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        networks=len(data.genes("fit")),
+        networks=len(to_fit),
         seconds=measured.seconds + time.monotonic() - began,
         disturbance=float(np.median([timing.spread for timing in measured.timings])),
         problems=(*(f"not measured on this SKU: {reason}" for reason in problems), *_problems(measured, noise)),
@@ -261,9 +275,14 @@ def conclude(
             errors=errors(tested[best], ms),
             noise=noise,
             repeated=len(first),
-            alone=errors(decompositions["linear"].counts(genes) @ alone["linear"], ms),
-            by_granularity={granularity: errors(predicted, ms) for granularity, predicted in tested.items()},
-            by_networks=tuple((n, errors(d.counts(genes) @ fitted(best, share, n).ms, ms).mean_error) for n in sizes),
+            alone=errors(decompositions["linear"].counts(to_test.genes) @ alone["linear"], ms),
+            by_granularity={
+                granularity: errors(predicted, fits[granularity].undrifted(to_test.ms, to_test.groups))
+                for granularity, predicted in tested.items()
+            },
+            by_networks=tuple(
+                (n, errors(d.counts(to_test.genes) @ fitted(best, to_fit.first(n)).ms, ms).mean_error) for n in sizes
+            ),
         ),
         tested=tuple(zip(ms.tolist(), tested[best].tolist(), strict=True)),
         rows=tuple(
@@ -292,7 +311,7 @@ def _alone(supernet: Supernet, decomposition: Decomposition, times: Mapping[str,
 
 def _problems(measured: Measured, noise: float) -> list[str]:
     """What is wrong with the machine that was measured on, a sentence each."""
-    reference = np.array(measured.reference)
+    reference = Arrays.of(measured, "reference").ms
     share = float(np.median([timing.core_share for timing in measured.timings]))
     problems = []
     if noise > MAX_NOISE:

@@ -295,14 +295,13 @@ def _load(storage: str, name: str, objectives: Sequence[str] | None) -> tuple[Ba
         opened = optuna.storages.get_storage(storage)
     else:
         opened = JournalStorage(JournalFileBackend(storage, lock_obj=_NoLock()))  # type: ignore[arg-type]
-    if objectives is None:
-        try:
-            return opened, optuna.load_study(study_name=name, storage=opened)
-        except KeyError:
+    try:
+        return opened, optuna.load_study(study_name=name, storage=opened)
+    except KeyError:
+        if objectives is None:
             raise StudyError(f"there is no study '{name}' in '{_shown(storage)}'; make one with: qnas tune") from None
     directions = [METRICS[objective] for objective in objectives]
-    study = optuna.create_study(study_name=name, storage=opened, directions=directions, load_if_exists=True)
-    return opened, study
+    return opened, optuna.create_study(study_name=name, storage=opened, directions=directions)
 
 
 def _identity(storage: str, attribute: Mapping[str, object] | None) -> dict[str, str]:

@@ -40,7 +40,7 @@ from qnas_plugin.workbench import Job, Workbench
 CONNECT_SECONDS = 15
 """How long a scheduler may take to answer, and its first worker to be there."""
 
-ALONE_SECONDS = 300
+ALONE_SECONDS = 60
 """How long a search waits for a worker when the last one is gone."""
 
 _LOOK_SECONDS = 2.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,10 @@ from transformers import (
     ViTForImageClassification,
     ViTImageProcessor,
 )
+
+# Whoever starts the suite in the background of a shell has it ignore Ctrl-C, and so all processes that it starts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 WORDS = [
     *("good", "great", "fine", "lovely"),

@@ -137,6 +137,15 @@ def test_tune_goes_on_where_it_was(
     assert (tuned / "study.journal").read_bytes().startswith(before)
 
 
+def test_tune_compares_with_baselines_that_the_algorithm_did_not_ask_for(
+    supernet: Path, sentences: Path, hardware: Path, tmp_path: Path
+) -> None:
+    arguments = tune_arguments(supernet, sentences, hardware, tmp_path)
+    assert run(*arguments, "--trials", "2", "--algorithm", "random", "--max-accuracy-drop", "1") == 0
+    record = json.loads((tmp_path / "pareto.json").read_text())
+    assert all(0 <= row["search"]["accuracy"] <= 1 for row in record["baselines"])
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
@@ -201,8 +210,8 @@ def test_wrong_options_give_one_line(
 def test_tune_gives_one_line_for_bad_data_and_folders(
     supernet: Path, sentences: Path, hardware: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def last_line(*changed: str | Path) -> str:
-        assert run(*tune_arguments(supernet, sentences, hardware, tmp_path / "out"), *changed) == 1
+    def last_line(*changed: str | Path, code: int = 1) -> str:
+        assert run(*tune_arguments(supernet, sentences, hardware, tmp_path / "out"), *changed) == code
         return capsys.readouterr().err.strip().splitlines()[-1]
 
     assert "no file or folder" in last_line("--data", tmp_path / "missing.tsv")
@@ -214,7 +223,9 @@ def test_tune_gives_one_line_for_bad_data_and_folders(
     assert "the checkpoint has 2 classes" in last_line("--data", three)
     (tmp_path / "file").touch()
     assert "cannot write to the folder" in last_line("--out", tmp_path / "file")
-    assert "unknown hardware profile 'xeon-8280x'; did you mean 'xeon-8280'" in last_line("--hardware", "xeon-8280x")
+    assert "unknown hardware profile 'xeon-8280x'; did you mean 'xeon-8280'" in last_line(
+        "--hardware", "xeon-8280x", code=2
+    )
     assert "latencies are measured here" in last_line("--hardware", "xeon-8280")
 
 

@@ -15,10 +15,10 @@ from qnas_plugin.decompose import GRANULARITIES, Decomposition, join
 from qnas_plugin.errors import HardwareError, LatencyTableError, UsageError
 from qnas_plugin.hardware import RuntimeSetting, describe, detect
 from qnas_plugin.isolate import build, isolate
-from qnas_plugin.latency_fit import design, drift, errors, fit
+from qnas_plugin.latency_fit import design, errors, fit
 from qnas_plugin.latency_table import Estimator
 from qnas_plugin.materialize import export
-from qnas_plugin.measured import Measured, Timing, resume
+from qnas_plugin.measured import Measured, Timing, resume, undisturbed
 from qnas_plugin.quantize import verify
 from qnas_plugin.request import ProfileRequest, parse_duration
 from qnas_plugin.space import Precision
@@ -69,7 +69,9 @@ def test_fit_predicts_new_networks_when_rows_add_up(granularity: Any) -> None:
     rng = np.random.default_rng(1)
     counts = decomposition.counts(design(decomposition, 60, rng))
     noisy = counts @ truth * rng.normal(1, 0.005, len(counts))
-    fitted = fit(counts, noisy, truth * rng.uniform(0.5, 0.9, len(truth)), decomposition.keys)
+    groups = np.arange(len(counts)) // 10
+    alone = truth * rng.uniform(0.5, 0.9, len(truth))
+    fitted = fit(counts, noisy, alone, decomposition.keys, groups, 6)
     new = decomposition.counts(supernet.space.sample(50, rng))
     assert errors(new @ fitted.ms, new @ truth).mean_error < 0.01
     assert (fitted.ms >= 0).all()
@@ -80,7 +82,7 @@ def test_fit_falls_back_on_scaled_times_alone_when_networks_are_few() -> None:
     decomposition = Decomposition(supernet.space, join(supernet.parts, "linear"))
     truth = random_rows(decomposition, 2)
     counts = decomposition.counts(supernet.space.sample(3, np.random.default_rng(0)))
-    fitted = fit(counts, counts @ truth, 0.5 * truth, decomposition.keys)
+    fitted = fit(counts, counts @ truth, 0.5 * truth, decomposition.keys, np.arange(3), 3)
     np.testing.assert_allclose(fitted.ms, truth, rtol=1e-6)
 
 
@@ -88,7 +90,8 @@ def test_fit_gives_no_negative_row_when_least_squares_would() -> None:
     decomposition = Decomposition(stack().space, join(stack().parts, "linear"))
     rng = np.random.default_rng(0)
     counts = decomposition.counts(stack().space.sample(30, rng))
-    fitted = fit(counts, rng.uniform(1, 50, 30), np.full(len(decomposition.keys), 0.01), decomposition.keys)
+    alone = np.full(len(decomposition.keys), 0.01)
+    fitted = fit(counts, rng.uniform(1, 50, 30), alone, decomposition.keys, np.arange(30) // 10, 3)
     assert (fitted.ms >= 0).all()
 
 
@@ -100,8 +103,17 @@ def test_errors_are_those_of_a_worked_example() -> None:
     assert got.kendall_tau == pytest.approx(4 / 6)
 
 
-def test_drift_takes_the_given_share_of_the_reference() -> None:
-    np.testing.assert_allclose(drift(np.array([1.0, 1.0, 1.2]), 0.5), [1, 1, 1.1])
+def test_fit_tells_a_machine_that_drifts_from_its_rows() -> None:
+    supernet = stack()
+    decomposition = Decomposition(supernet.space, join(supernet.parts, "linear"))
+    truth = random_rows(decomposition, 5)
+    rng = np.random.default_rng(6)
+    counts = decomposition.counts(design(decomposition, 64, rng))
+    groups, slower = np.arange(64) // 8, rng.normal(1, 0.1, 8)
+    measured = counts @ truth * slower[groups] * rng.normal(1, 0.003, 64)
+    fitted = fit(counts, measured, truth, decomposition.keys, groups, 8)
+    steady = fitted.undrifted(measured, groups) / (counts @ truth)
+    assert np.std(steady) < 0.02 < 0.05 < np.std(measured / (counts @ truth))
 
 
 def test_isolate_splits_a_network_into_parts_that_run(supernet: Supernet, tmp_path: Path) -> None:
@@ -154,8 +166,11 @@ def measured_with(supernet: Supernet, slower: Any = lambda group: 1.0, noise: fl
     for number, group in zip(range(14), bench.groups(0), strict=False):
         for purpose, genes in group:
             ms = float(truth.counts(genes[None])[0] @ rows) * rng.normal(slower(number), noise)
-            measured.timings.append(Timing(purpose, tuple(genes.tolist()), ms, noise, 1.0, number))
-        measured.reference.append(30 * rng.normal(slower(number), noise))
+            measured.timings.append(Timing(purpose, tuple(genes.tolist()), (ms, 2 * ms), 1.0, number))
+        largest = supernet.space.encode(supernet.space.corner("largest", Precision.INT8))
+        ms = float(truth.counts(largest[None])[0] @ rows) * rng.normal(slower(number), noise)
+        measured.timings.append(Timing("reference", tuple(largest.tolist()), (ms, 2 * ms), 1.0, number))
+        measured.groups += 1
         measured.seconds += 10
     return measured
 
@@ -208,6 +223,8 @@ def test_profile_makes_a_table_and_goes_on_where_it_stopped(
 ) -> None:
     monkeypatch.setenv("QNAS_HOME", str(tmp_path))
     monkeypatch.setattr(profile, "SECONDS", 0.01)
+    monkeypatch.setattr(profile, "ATTEMPTS", 1)
+    monkeypatch.setattr(profile, "GROUP", 4)
     path = tmp_path / "hardware_profiles"
     from qnas_plugin.hardware import match, write_profile
 
@@ -233,6 +250,11 @@ def test_profile_makes_a_table_and_goes_on_where_it_stopped(
     assert "held-out" in latency_plot.render(table)
     with pytest.raises(LatencyTableError, match="another seed"):
         profile.profile(request.model_copy(update={"seed": 1}))
+
+
+def test_undisturbed_is_not_moved_by_slow_rounds() -> None:
+    assert undisturbed((3.0, 1.0, 2.0, 50.0, 40.0, 60.0)) == 2.0
+    assert undisturbed((1.0,)) == 1.0
 
 
 def test_profile_command_compares_merges_and_plots(tmp_path: Path) -> None:
@@ -281,7 +303,7 @@ def test_example_refuses_a_setting_that_the_model_does_not_take(supernet: Supern
 
 def test_resume_refuses_a_damaged_file(tmp_path: Path) -> None:
     work = tmp_path / "work.jsonl"
-    work.write_text(json.dumps({"seed": 0}) + "\n" + json.dumps({"reference": 1.0, "networks": [{"ms": 1}]}) + "\n")
+    work.write_text(json.dumps({"seed": 0}) + "\n" + json.dumps({"networks": [{"ms": 1}]}) + "\n")
     with pytest.raises(LatencyTableError, match="damaged"):
         resume(work, {"seed": 0})
 
