@@ -181,6 +181,10 @@ def _next(client: Client, finished: queue.SimpleQueue[Future]) -> Future:
             return finished.get(timeout=_LOOK_SECONDS)
         if client.status != "running":
             raise _gone(client)
+        if (
+            client.cluster is not None
+        ):  # distributed 2026.8 replaces a worker that ended while it started on request only
+            client.cluster.scale(len(client.cluster.worker_spec))
         if _crowd(client):
             alone_since = time.monotonic()
         elif time.monotonic() - alone_since > ALONE_SECONDS:
