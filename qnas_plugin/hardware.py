@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from qnas_plugin.environment import Isa
 from qnas_plugin.environment import Machine as Machine
 from qnas_plugin.environment import detect as detect
 from qnas_plugin.errors import HardwareError, UnknownNameError
+from qnas_plugin.files import write_bytes
 
 _VENDORS = {"GenuineIntel": "Intel", "AuthenticAMD": "AMD"}
 
@@ -186,20 +186,10 @@ def write_profile(profile: HardwareProfile, folder: Path) -> Path:
     """Writes ``<name>.toml``, whole or not at all; its keys stand in the order of the class, for people.
 
     Raises:
-        OSError: The folder cannot be written to.
+        OutputError: The folder cannot be written to.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{profile.name}.toml"
-    text = tomli_w.dumps(profile.model_dump(mode="json", exclude_none=True))
-    with tempfile.NamedTemporaryFile("w", dir=folder, suffix=".tmp", delete=False, encoding="utf-8") as file:
-        temporary = Path(file.name)
-        try:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+    write_bytes(path, tomli_w.dumps(profile.model_dump(mode="json", exclude_none=True)).encode())
     return path
 
 

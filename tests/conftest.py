@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -100,8 +99,3 @@ def sentences(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, part in (("train", rows[:400]), ("validation", rows[400:])):
         (folder / f"{name}.tsv").write_text("\n".join(["sentence\tlabel", *part]) + "\n")
     return folder
-
-
-def read_json(path: Path) -> dict[str, object]:
-    record: dict[str, object] = json.loads(path.read_text())
-    return record
