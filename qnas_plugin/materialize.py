@@ -36,13 +36,11 @@ class Graph:
     Args:
         model: The ONNX model without initializers.
         weights: Initializers by name.
-        linears: Path of each linear layer, in graph order.
         groups: Precision group to the names of its nodes.
     """
 
     model: onnx.ModelProto
     weights: Mapping[str, npt.NDArray[Any]]
-    linears: tuple[str, ...]
     groups: Mapping[str, tuple[str, ...]]
 
 
@@ -62,7 +60,7 @@ def export(supernet: Supernet, inputs: Inputs) -> Graph:
     _free_head_counts(model.graph, weights)
     read = {name for node in model.graph.node for name in node.input}
     weights = {name: array for name, array in weights.items() if name in read}  # each linear layer's is there twice
-    return Graph(model, weights, linears, _nodes_of_groups(model.graph, weights, supernet.groups))
+    return Graph(model, weights, _nodes_of_groups(model.graph, weights, supernet.groups))
 
 
 def materialize(graph: Graph, cut: Cut) -> onnx.ModelProto:
