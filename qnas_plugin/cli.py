@@ -220,12 +220,10 @@ def profile(
         return console.comparing(*compare)
     if plot:
         return console.plotting(plot, out)
-    from qnas_plugin.hardware import user_folder
-    from qnas_plugin.request import ProfileRequest
-
-    out = out or user_folder("latency_tables")
     if merge:
         return console.merging(*merge, out)
+    from qnas_plugin.request import ProfileRequest
+
     options = {
         "supernet": supernet,
         "checkpoint": checkpoint,

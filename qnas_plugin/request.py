@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from qnas_plugin import registry
 from qnas_plugin.errors import UnknownNameError, UsageError
 from qnas_plugin.files import write_bytes
+from qnas_plugin.hardware import user_folder
 from qnas_plugin.objectives import Limit, check_objectives, parse_limit
 
 
@@ -109,7 +110,7 @@ class ProfileRequest(Options):
         hardware: The SKU's hardware profile, or ``auto`` for the one that fits this machine.
         threads, batch, seq_len, resolution: Replace the profile's runtime setting; None keeps it.
         budget: How long to measure, ``90s``, ``10m`` or ``1h``; time of an earlier, stopped run included.
-        out: The folder of latency tables.
+        out: The folder of latency tables; the default is the user's own.
         seed: Of the choice of networks.
         insist: Whether to make a table on a machine that is not the named SKU; the table says so.
     """
@@ -122,7 +123,7 @@ class ProfileRequest(Options):
     seq_len: int | None = Field(None, ge=2)
     resolution: int | None = Field(None, ge=1)
     budget: str = "10m"
-    out: Path
+    out: Path = Field(default_factory=lambda: user_folder("latency_tables"))
     seed: int = Field(0, ge=0)
     insist: bool = False
 
