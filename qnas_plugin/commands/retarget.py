@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from qnas_plugin import latency_table, predictors, registry
-from qnas_plugin.commands.tune import load
+from qnas_plugin.commands.tune import load, load_network
 from qnas_plugin.errors import CandidateError, StudyError, UsageError
 from qnas_plugin.evaluate import Evaluator
 from qnas_plugin.files import make_folder, write_json
@@ -113,7 +113,9 @@ def retarget(
         raise UsageError(f"{study} was not searched for latency, but for {', '.join(request.objectives)}")
     profile = match(detect()) if hardware == "auto" else load_profile(hardware)
     on_stage("Loading the supernet, the table and the stored trials")
-    supernet: Supernet = registry.load("supernets", request.supernet).load(request.checkpoint)
+    if request.supernet is None:
+        raise UsageError(f"{study} searched one ONNX model; latency tables, which retarget takes, are of supernets")
+    supernet: Supernet = load_network(request)
     length = seq_len or request.seq_len or request.max_length
     asked = {"threads": threads, "batch_size": batch, "sequence_length": length}
     setting = profile.runtime.model_copy(update={name: value for name, value in asked.items() if value is not None})
