@@ -114,7 +114,15 @@ def tune(
     supernet: SupernetOption = None,
     checkpoint: CheckpointOption = None,
     model: Annotated[
-        Text, _option("ONNX file, in place of a supernet: only the precision of its layers is searched.", None, "FILE")
+        Text,
+        typer.Option(
+            "-m",
+            "--model",
+            help="In place of both: an ONNX file, or a folder with one, whose layers' precision is searched; or a "
+            "Hugging Face model, whose supernet is found by its type.",
+            show_default=False,
+            metavar="MODEL",
+        ),
     ] = None,
     task: Annotated[
         Text, _option("Task; list them with: qnas show tasks. For --model it is arrays when not given.")
