@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 from qnas_plugin import registry
-from qnas_plugin.errors import CheckpointError
+from qnas_plugin.errors import UsageError
 
 
 def resolve(name: str) -> dict[str, str]:
@@ -15,7 +16,7 @@ def resolve(name: str) -> dict[str, str]:
     A folder with ``model.onnx``, or with one other ONNX file, is what ``optimum-cli export onnx`` writes.
 
     Raises:
-        CheckpointError: There is no such model, the folder has several ONNX files, or no supernet takes the model.
+        UsageError: There is no such model, the folder has several ONNX files, or no supernet takes the model.
     """
     path = Path(name)
     if path.is_file() or path.suffix == ".onnx":
@@ -25,13 +26,11 @@ def resolve(name: str) -> dict[str, str]:
         if path / "model.onnx" in files or len(files) == 1:
             return {"model": str(path / "model.onnx" if len(files) != 1 else files[0])}
         if files:
-            raise CheckpointError(
-                f"{name} has several ONNX files, {', '.join(f.name for f in files)}; name one of them"
-            )
+            raise UsageError(f"{name} has several ONNX files, {', '.join(f.name for f in files)}; name one")
     kind = _model_type(name)
     known = registry.names("supernets")
     if kind not in known:
-        raise CheckpointError(
+        raise UsageError(
             f"{name} is a '{kind}' model, and the supernets are {', '.join(known)}; export it with: optimum-cli export "
             f"onnx --model {name} FOLDER, then give --model FOLDER"
         )
@@ -43,6 +42,8 @@ def _model_type(name: str) -> str:
     try:
         if Path(name).is_dir():
             text = (Path(name) / "config.json").read_text(encoding="utf-8")
+        elif not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+            raise ValueError("those are named organisation/name")
         else:
             from huggingface_hub import hf_hub_download
 
@@ -50,6 +51,6 @@ def _model_type(name: str) -> str:
         return str(json.loads(text)["model_type"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(
+        raise UsageError(
             f"'{name}' is no ONNX file, no folder with one, and no Hugging Face model ({reason})"
         ) from None

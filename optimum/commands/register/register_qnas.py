@@ -1,6 +1,6 @@
 """Adds tune, profile and retarget to ``optimum-cli``, which imports this file at each start.
 
-It imports nothing else, so that a plugin that is broken or half removed cannot break the other commands, and the options
+It imports nothing else, so that a plugin that is broken or half removed cannot break the other commands; the options
 are read when one of the three is named.
 """
 
@@ -16,9 +16,7 @@ class _Parser(ArgumentParser):
         try:
             from qnas_plugin.hosts.optimum import add_options
         except Exception as error:  # whatever is wrong with the installation
-            self.exit(
-                1, f"{self.prog}: qnas_plugin cannot be imported ({error}); install it again: pip install qnas-plugin\n"
-            )
+            self.exit(1, f"{self.prog}: cannot import qnas_plugin ({error}); repair it with: pip install qnas-plugin\n")
         add_options(self)
         return super().parse_known_args(args, namespace)
 
