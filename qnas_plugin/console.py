@@ -211,6 +211,15 @@ def exporting(study: Path, out: Path, key: str | None, candidate: Path | None, p
     console.print(f"Wrote {written.key} to {out / 'model.onnx'}")
 
 
+def olive_configuring(request: TuneRequest) -> None:
+    """Writes Olive's configuration and says how to run it."""
+    from qnas_plugin.hosts.olive.config import write_config
+
+    write_config(request)
+    out = request.out
+    console.print(f"Wrote {out}; run it with: olive run --config {out}/run.json --package-config {out}/package.json")
+
+
 def showing(what: str) -> None:
     """Lists what is registered, on standard output."""
     kinds: Mapping[str, registry.Kind] = {
