@@ -341,6 +341,7 @@ def olive_config(
         Path | None, _option("TOML file with options of qnas tune, --model and --data among them; those here win.")
     ] = None,
     model: Annotated[Text, typer.Option("-m", "--model", help="ONNX file.", show_default=False)] = None,
+    task: TaskOption = None,
     data: DataOption = None,
     objective: ObjectiveOption = None,
     trials: Annotated[Count, _option("Candidates to evaluate.", 250)] = None,
@@ -354,7 +355,7 @@ def olive_config(
     from qnas_plugin.console import olive_configuring
     from qnas_plugin.request import TuneRequest
 
-    options = {"model": model, "data": data, "trials": trials, "population": population, "seed": seed, "out": out}
+    options = {name: value for name, value in locals().items() if name in TuneRequest.model_fields}
     olive_configuring(TuneRequest.build(options | {"objectives": objective or None}, config))
 
 
@@ -388,6 +389,14 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(str(error), EXIT_USAGE)
     except QnasError as error:
         _fail(str(error), EXIT_ERROR)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("", "qnas_plugin"):
+            raise
+        _fail(
+            f"the package '{package}' is not installed; install what is missing with: pip install qnas-plugin",
+            EXIT_ERROR,
+        )
     except (KeyboardInterrupt, SystemExit) as stop:  # Typer 0.29 turns the one into the other
         if isinstance(stop, SystemExit) and stop.code != EXIT_INTERRUPTED:
             raise
