@@ -88,10 +88,11 @@ def main() -> None:
     first = found["qnas tune"]
     for name, trials in found.items():
         alike = sum(mine == theirs for mine, theirs in zip(trials, first, strict=True))
+        same = "the same" if front(trials) == front(first) else "another"
         cost, base = statistics.mean(seconds[name]), statistics.mean(seconds["qnas tune"])
         print(
             f"{name:22} {alike:3} of {len(first)} trials the same, in order; "
-            f"{len(set(trials) & set(first)):3} points in common; front {'the same' if front(trials) == front(first) else 'another'}; {cost:.3f} s a trial, "
+            f"{len(set(trials) & set(first)):3} points in common; front {same}; {cost:.3f} s a trial, "
             f"{1000 * (cost - base):+.0f} ms"
         )
 

@@ -45,4 +45,4 @@ conf = PostTrainingQuantConfig(
 )
 model = quantization.fit("demo/digits-onnx/model.onnx", conf, calib_dataloader=Loader(), eval_func=accuracy)
 model.save("demo/fit/best.onnx")
-print(criterion.result.to_dataframe()[["accuracy", "latency_ms", "size_mb", "recommended"]].to_string())
+print(criterion.result().to_dataframe()[["accuracy", "latency_ms", "size_mb", "recommended"]].to_string())

@@ -2,7 +2,7 @@
 
     conf = PostTrainingQuantConfig(quant_level=1, tuning_criterion=LinasCriterion("runs/out", max_trials=60))
     model = quantization.fit("model.onnx", conf, calib_dataloader=loader, eval_func=accuracy)
-    conf.tuning_criterion.result.to_dataframe()
+    conf.tuning_criterion.result().to_dataframe()
 
 The whole search stands in place of Neural Compressor's own loop, which quantizes from scratch for each trial, takes one
 objective, and calibrates anew each time. What comes out is in QDQ format whatever ``quant_format`` says.
@@ -79,9 +79,8 @@ class LinasCriterion(TuningCriterion):  # type: ignore[misc]
     def strategy(self, name: str) -> None:
         pass
 
-    @property
     def result(self) -> Result:
-        """The outcome of the search.
+        """The outcome of the search; no property, since Neural Compressor reads each attribute before it runs.
 
         Raises:
             QnasError: What ended the search; Neural Compressor itself only prints it.
@@ -167,7 +166,7 @@ def fit(
         )
     finally:
         options.workspace = workspace
-    return linas.result
+    return linas.result()
 
 
 class _Pairs:
@@ -257,7 +256,8 @@ def _kept(path: Path, config: Any) -> tuple[str, ...]:
     Raises:
         UsageError: It wants something other than FP32 of a layer, or names one that there is not.
     """
-    nodes = [(node.name, node.op_type) for node in onnx_model.load(str(path)).model.graph.node]
+    model = onnx_model.load(str(path))
+    nodes = [(node.name, node.op_type) for node in model.model.graph.node]
     kept = []
     for which, wanted in ((0, config.op_name_dict), (1, config.op_type_dict)):
         for pattern, settings in (wanted or {}).items():
@@ -267,7 +267,7 @@ def _kept(path: Path, config: Any) -> tuple[str, ...]:
             if not names:
                 raise UsageError(f"'{pattern}' matches no node of {path}; see the names with: qnas show {path}")
             kept += names
-    layers = {name for names in onnx_model.load(str(path)).groups.values() for name in names}
+    layers = {name for names in model.groups.values() for name in names}
     return tuple(glob.escape(name) for name in kept if name in layers)
 
 

@@ -78,12 +78,12 @@ def test_quantization_fit_returns_the_best_model_within_the_criterion(case: Case
     options.workspace = str(tmp_path / "workspace")
     model = onnx.load(case.model)
     best = quantization.fit(model, conf, calib_dataloader=Loader(case), eval_func=case.accuracy)
-    choice = criterion.result.choice
+    choice = criterion.result().choice
     assert choice is not None
     assert best.model == onnx.load(tmp_path / "out" / choice.folder / "model.onnx")
     assert choice.search["accuracy"] >= case.accuracy(model) - 0.05
     assert case.accuracy(best.model) == choice.report["accuracy"] == choice.search["accuracy"]
-    assert set(criterion.result.to_dataframe().columns) >= {"accuracy", "latency_ms", "size_mb", "recommended"}
+    assert set(criterion.result().to_dataframe().columns) >= {"accuracy", "latency_ms", "size_mb", "recommended"}
 
 
 def test_fit_ends_when_the_time_is_up_with_what_it_has(case: Case, tmp_path: Path) -> None:
@@ -114,10 +114,10 @@ def test_fit_keeps_what_it_is_told_in_fp32(case: Case, tmp_path: Path) -> None:
 
     fp32 = {"weight": {"dtype": ["fp32"]}, "activation": {"dtype": ["fp32"]}}
     with pytest.raises(UsageError, match=r"'nowhere\.\*' matches no node"):
-        tried({"nowhere.*": fp32}).result  # noqa: B018
+        tried({"nowhere.*": fp32}).result()
     with pytest.raises(UsageError, match="can only be fp32"):
-        tried({".*classifier.*": {"weight": {"dtype": ["int8"]}}}).result  # noqa: B018
-    variables = tried({".*classifier.*": fp32}).result.members[0].candidate
+        tried({".*classifier.*": {"weight": {"dtype": ["int8"]}}}).result()
+    variables = tried({".*classifier.*": fp32}).result().members[0].candidate
     assert variables
     assert not [name for name in variables if "classifier" in name]
 
@@ -149,4 +149,4 @@ def test_fit_raises_what_a_users_function_raises(case: Case, tmp_path: Path) -> 
 
 def test_result_says_why_there_is_none() -> None:
     with pytest.raises(UsageError, match="quant_level=1"):
-        LinasCriterion("out").result  # noqa: B018
+        LinasCriterion("out").result()

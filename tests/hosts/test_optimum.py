@@ -95,35 +95,40 @@ def test_run_hands_back_what_was_given(name: str, arguments: list[str], monkeypa
     ("arguments", "code", "message"),
     [
         (["tune", "--supernet", "brt"], 2, "did you mean 'bert'"),
-        (["tune", "-m", "nowhere.onnx", "--data", "d.npz", "--out", "o"], 1, "no file or folder 'd.npz'"),
-        (["tune", "-m", "nowhere", "--data", "d", "--out", "o"], 2, "'nowhere' is no ONNX file, no folder with one"),
+        (
+            ["tune", "-m", "nowhere.onnx", "--data", "d.npz", "--out", "OUT", "--hardware", "HERE"],
+            1,
+            "no file or folder 'd.npz'",
+        ),
+        (["tune", "-m", "nowhere", "--data", "d", "--out", "OUT"], 2, "'nowhere' is no ONNX file, no folder with one"),
         (["retarget"], 2, "the following arguments are required: --study, --hardware"),
         (["profile"], 2, "give one of --detect"),
         (["tune", "--trials", "many"], 2, "'many'"),
     ],
 )
-def test_exit_codes_are_those_of_qnas(arguments: list[str], code: int, message: str, tmp_path: Path) -> None:
-    ran = optimum_cli(*(str(tmp_path / "o") if argument == "o" else argument for argument in arguments))
+def test_exit_codes_are_those_of_qnas(
+    arguments: list[str], code: int, message: str, case: Case, tmp_path: Path
+) -> None:
+    places = {"OUT": tmp_path / "out", "HERE": case.hardware}
+    ran = optimum_cli(*(places.get(argument, argument) for argument in arguments))
     assert ran.returncode == code
     assert message in " ".join(ran.stderr.split())
     assert "Traceback" not in ran.stderr
 
 
 @needs_optimum
-@pytest.mark.parametrize("content", ["raise RuntimeError('half removed')", "def", None])
-def test_a_broken_plugin_breaks_no_other_command(content: str | None, tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", ["raise RuntimeError('half removed')", "def"])
+def test_a_broken_plugin_breaks_no_other_command(content: str, tmp_path: Path) -> None:
     broken = tmp_path / "qnas_plugin"
     broken.mkdir()
-    if content is not None:
-        (broken / "__init__.py").write_text(content)
+    (broken / "__init__.py").write_text(content)
     shown = optimum_cli("--help", first=tmp_path)
     assert (shown.returncode, shown.stderr) == (0, "")
     assert optimum_cli("export", "--help", first=tmp_path).returncode == 0
     tried = optimum_cli("tune", "-m", "x", first=tmp_path)
-    if content is not None:
-        assert tried.returncode == 1
-        assert tried.stderr.startswith("optimum-cli tune: cannot import qnas_plugin (")
-        assert len(tried.stderr.splitlines()) == 1
+    assert tried.returncode == 1
+    assert tried.stderr.startswith("optimum-cli tune: cannot import qnas_plugin (")
+    assert len(tried.stderr.splitlines()) == 1
 
 
 @needs_optimum
