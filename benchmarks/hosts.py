@@ -109,7 +109,7 @@ def ended_well(name: str, command: list[str]) -> bool:
 
 
 def olive(python: str, search: list[str], out: str) -> list[list[str]]:
-    """The commands of an Olive search; it measures latencies too, as all searches here do, without searching for them."""
+    """The commands of an Olive search that measures latencies too, as all others do whatever they search for."""
     config = Path(f"{out}.toml")
     config.write_text(f"hardware = '{HARDWARE}'\nsearch_samples = 300\n")
     write = ["-m", "qnas_plugin", "olive-config", *search, "--config", str(config), "--out", out]
