@@ -92,7 +92,7 @@ def profiling(request: ProfileRequest) -> LatencyTable:
         task = bar.add_task("Measuring", total=None, networks="", visible=False)
 
         def on_progress(done: Profiled) -> None:
-            text = f"{done.networks} networks"
+            text = f"{done.visits} batches"
             bar.update(task, total=int(done.budget), completed=int(done.seconds), networks=text, visible=True)
             _say_tenths(int(done.seconds), int(done.budget), text)
 

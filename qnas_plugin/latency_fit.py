@@ -20,12 +20,9 @@ from qnas_plugin.latency_table import Errors
 from qnas_plugin.space import Features, Genes, Precision
 
 Floats = npt.NDArray[np.float64]
-Indices = npt.NDArray[np.int64]
 
 _STRENGTHS = 10.0 ** np.arange(-4.5, -0.4, 0.5)
 """Regularisations to choose from: the variance of a measurement over that of a row's time, both relative."""
-_DRIFTS = (0.0, 1.0, 5.0, 25.0)
-"""Drifts to choose from: the variance of the machine's speed between groups over that of a measurement."""
 _FOLDS = 10
 _POOL = 3000
 
@@ -37,23 +34,15 @@ class Fit:
     Args:
         ms: Milliseconds of each row, ``(k,)``, none negative.
         spread_ms: Standard deviation of each, ``(k,)``.
-        faster: How much faster than usual the machine was in each group, relative, ``(g,)``.
         error: Mean absolute relative error in cross-validation.
     """
 
     ms: Floats
     spread_ms: Floats
-    faster: Floats
     error: float
 
-    def undrifted(self, measured: Floats, groups: Indices) -> Floats:
-        """Milliseconds ``(m,)`` that were measured in groups ``(m,)``, as on the usual machine."""
-        return measured * (1 + self.faster[groups])
 
-
-def fit(
-    counts: Features, measured: Floats, alone: Floats, keys: Sequence[Key], groups: Indices, group_count: int
-) -> Fit:
+def fit(counts: Features, measured: Floats, alone: Floats, keys: Sequence[Key]) -> Fit:
     """Fits rows to whole networks.
 
     Args:
@@ -61,53 +50,35 @@ def fit(
         measured: Milliseconds of each network, ``(m,)``.
         alone: Milliseconds of each row when timed alone, ``(k,)``.
         keys: Of the rows.
-        groups: The number of each network's group, ``(m,)``.
-        group_count: How many groups there are.
     """
     A = counts / measured[:, None]
     K = _covariance(alone, keys)
-    together = (groups[:, None] == groups) - 1 / group_count  # factors of groups that are 0 on average
-    _, which, often = np.unique(counts, axis=0, return_inverse=True, return_counts=True)
-    strength, drift, error = _choose(A, K, together, alone, often[which] == 1)
+    strength, error = _choose(A, K, alone)
     centre = _scale(A, alone) * alone
-    noise = strength * (np.eye(len(A)) + drift * together)
-    residual = 1 - A @ centre
-    solved = np.linalg.solve(A @ K @ A.T + noise, np.column_stack([residual, A @ K]))
+    solved = np.linalg.solve(A @ K @ A.T + strength * np.eye(len(A)), np.column_stack([1 - A @ centre, A @ K]))
     ms = centre + K @ A.T @ solved[:, 0]
     if ms.min() < 0:
-        white, root = np.linalg.inv(np.linalg.cholesky(noise)), np.linalg.inv(np.linalg.cholesky(K))
-        targets = np.concatenate([white.sum(axis=1), root @ centre])
-        ms, _ = nnls(np.vstack([white @ A, root]), targets, maxiter=100 * len(ms))
-    left = np.linalg.solve(noise, 1 - A @ ms)
-    slower = strength * drift * np.bincount(groups, left, group_count)
-    slower -= slower.mean()
+        white, root = strength**-0.5, np.linalg.inv(np.linalg.cholesky(K))
+        targets = np.concatenate([np.full(len(A), white), root @ centre])
+        ms, _ = nnls(np.vstack([white * A, root]), targets, maxiter=100 * len(ms))
     variance = np.maximum(np.diag(K) - ((A @ K) * solved[:, 1:]).sum(axis=0), 0)
-    scale = float(np.mean((1 - A @ ms - slower[groups]) ** 2)) / strength
-    return Fit(ms, np.sqrt(variance * scale), -slower, error)
+    scale = float(np.mean((1 - A @ ms) ** 2)) / strength
+    return Fit(ms, np.sqrt(variance * scale), error)
 
 
-def _choose(
-    A: Features, K: Floats, together: Floats, alone: Floats, once: npt.NDArray[np.bool_]
-) -> tuple[float, float, float]:
-    """The regularisation and the drift with the least error in cross-validation, and that error.
-
-    Only networks that were timed ``once`` are left out and predicted; the reference is known too well.
-    """
+def _choose(A: Features, K: Floats, alone: Floats) -> tuple[float, float]:
+    """The regularisation with the least error in cross-validation, and that error."""
     folds = np.arange(len(A)) * 7 % min(_FOLDS, len(A))
-    mistakes = np.zeros((len(_STRENGTHS), len(_DRIFTS)))
+    mistakes = np.zeros(len(_STRENGTHS))
     for fold in np.unique(folds) if len(A) > 1 else ():
-        train, test = np.flatnonzero((folds != fold) | ~once), np.flatnonzero((folds == fold) & once)
+        train, test = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
         centre = _scale(A[train], alone) * alone
-        residual = 1 - A[train] @ centre
         within, across = A[train] @ K @ A[train].T, A[test] @ K @ A[train].T
         for i, strength in enumerate(_STRENGTHS):
-            for j, drift in enumerate(_DRIFTS):
-                noise = strength * (np.eye(len(train)) + drift * together[np.ix_(train, train)])
-                shared = strength * drift * together[np.ix_(test, train)]
-                predicted = A[test] @ centre + (across + shared) @ np.linalg.solve(within + noise, residual)
-                mistakes[i, j] += np.abs(predicted - 1).sum() / max(1, once.sum())
-    i, j = divmod(int(mistakes.argmin()), len(_DRIFTS))
-    return float(_STRENGTHS[i]), float(_DRIFTS[j]), float(mistakes[i, j])
+            weights = np.linalg.solve(within + strength * np.eye(len(train)), 1 - A[train] @ centre)
+            mistakes[i] += np.abs(A[test] @ centre + across @ weights - 1).sum() / len(A)
+    best = int(mistakes.argmin())
+    return float(_STRENGTHS[best]), float(mistakes[best])
 
 
 def design(decomposition: Decomposition, count: int, rng: np.random.Generator) -> Genes:

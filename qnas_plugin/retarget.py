@@ -163,8 +163,11 @@ class _Known:
         self.supernet, self.request, self.estimator, self.seed = supernet, request, estimator, seed
         self.genes: list[Genes] = []
         self.metrics: list[Mapping[str, float]] = []
-        self.stored = 0
-        exact: dict[str, ExactMetric] = {"latency_ms": estimator, "size_mb": supernet.weight_mb}
+        self.stored, self.overhead_mb = 0, 0.0
+        exact: dict[str, ExactMetric] = {
+            "latency_ms": estimator,
+            "size_mb": lambda genes: supernet.weight_mb(genes) + self.overhead_mb,
+        }
         self.problem = Problem(supernet.space, request.objectives, request.parsed_limits, exact=exact)
 
     def read(self, folder: Path) -> None:
@@ -185,6 +188,8 @@ class _Known:
         self.stored = len(self.metrics)
         if self.stored < 3:
             raise StudyError(f"{folder} has {self.stored} finished trials, at least 3 are needed; run qnas tune longer")
+        files_mb = np.array([row["size_mb"] for row in self.metrics])
+        self.overhead_mb = float(np.median(files_mb - self.supernet.weight_mb(np.array(self.genes))))
 
     def pareto_set(self) -> tuple[Member, ...]:
         """Best of what was measured and what is predicted, fastest first."""
