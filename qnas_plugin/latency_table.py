@@ -114,7 +114,7 @@ class LatencyTable(_Checked):
         merged: When the tables were created that this one was merged from; its fidelity is that of the worse one.
         networks: How many whole networks were fitted to.
         seconds: How long it took to measure, build and test.
-        disturbance: Median over all networks of how far the faster half of its rounds was apart, relative.
+        disturbance: Median over all measurements of how far the rounds of one were apart after adjustment, relative.
         problems: What speaks against the table, one sentence each; empty for a good one.
         fidelity: Its tested accuracy.
         tested: Measured and predicted milliseconds of each held-out network.
