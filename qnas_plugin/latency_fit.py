@@ -2,7 +2,9 @@
 
 The fit is regularised least squares on relative errors. What it falls back on is each row's time alone, times one
 factor for all; how far a row may stray from that is shared, in three equal parts, between all rows of its kind, those
-of its kind and precision, and the row itself. So a row that few networks have still learns from its relatives.
+of its kind and precision, and the row itself. So a row that few networks have still learns from its relatives. What
+every network takes beside its rows is free, and may be negative: weights of a small network stay in the caches, so that
+its rows take less than the same rows in a large one.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy.linalg import block_diag
 from scipy.optimize import nnls
 from scipy.stats import kendalltau
 
@@ -33,13 +36,19 @@ class Fit:
 
     Args:
         ms: Milliseconds of each row, ``(k,)``, none negative.
+        offset_ms: What every network takes beside its rows.
         spread_ms: Standard deviation of each, ``(k,)``.
         error: Mean absolute relative error in cross-validation.
     """
 
     ms: Floats
+    offset_ms: float
     spread_ms: Floats
     error: float
+
+    def __call__(self, counts: Features) -> Floats:
+        """Milliseconds ``(m,)`` of networks with these rows, ``(m, k)``."""
+        return counts @ self.ms + self.offset_ms
 
 
 def fit(counts: Features, measured: Floats, alone: Floats, keys: Sequence[Key]) -> Fit:
@@ -51,28 +60,30 @@ def fit(counts: Features, measured: Floats, alone: Floats, keys: Sequence[Key]) 
         alone: Milliseconds of each row when timed alone, ``(k,)``.
         keys: Of the rows.
     """
-    A = counts / measured[:, None]
-    K = _covariance(alone, keys)
-    strength, error = _choose(A, K, alone)
-    centre = _scale(A, alone) * alone
+    A = np.column_stack([counts, np.ones(len(counts))]) / measured[:, None]
+    K = block_diag(_covariance(alone, keys), (measured.mean() / 3) ** 2)
+    prior = np.append(alone, 0.0)
+    strength, error = _choose(A, K, prior)
+    centre = _scale(A, prior) * prior
     solved = np.linalg.solve(A @ K @ A.T + strength * np.eye(len(A)), np.column_stack([1 - A @ centre, A @ K]))
     ms = centre + K @ A.T @ solved[:, 0]
-    if ms.min() < 0:
-        white, root = strength**-0.5, np.linalg.inv(np.linalg.cholesky(K))
-        targets = np.concatenate([np.full(len(A), white), root @ centre])
-        ms, _ = nnls(np.vstack([white * A, root]), targets, maxiter=100 * len(ms))
+    if ms[:-1].min() < 0:
+        targets = np.concatenate([np.full(len(A), strength**-0.5), np.linalg.solve(np.linalg.cholesky(K), centre)])
+        matrix = np.vstack([strength**-0.5 * A, np.linalg.inv(np.linalg.cholesky(K))])
+        signed, _ = nnls(np.column_stack([matrix, -matrix[:, -1]]), targets, maxiter=100 * len(ms))
+        ms = np.append(signed[:-2], signed[-2] - signed[-1])
     variance = np.maximum(np.diag(K) - ((A @ K) * solved[:, 1:]).sum(axis=0), 0)
     scale = float(np.mean((1 - A @ ms) ** 2)) / strength
-    return Fit(ms, np.sqrt(variance * scale), error)
+    return Fit(ms[:-1], float(ms[-1]), np.sqrt(variance[:-1] * scale), error)
 
 
-def _choose(A: Features, K: Floats, alone: Floats) -> tuple[float, float]:
+def _choose(A: Features, K: Floats, prior: Floats) -> tuple[float, float]:
     """The regularisation with the least error in cross-validation, and that error."""
     folds = np.arange(len(A)) * 7 % min(_FOLDS, len(A))
     mistakes = np.zeros(len(_STRENGTHS))
     for fold in np.unique(folds) if len(A) > 1 else ():
         train, test = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
-        centre = _scale(A[train], alone) * alone
+        centre = _scale(A[train], prior) * prior
         within, across = A[train] @ K @ A[train].T, A[test] @ K @ A[train].T
         for i, strength in enumerate(_STRENGTHS):
             weights = np.linalg.solve(within + strength * np.eye(len(train)), 1 - A[train] @ centre)
@@ -159,7 +170,7 @@ def _covariance(alone: Floats, keys: Sequence[Key]) -> Floats:
     return together * np.outer(size, size)
 
 
-def _scale(A: Features, alone: Floats) -> float:
+def _scale(A: Features, prior: Floats) -> float:
     """The factor on times alone that explains relative latencies of 1 best."""
-    total = A @ alone
+    total = A @ prior
     return float(total.sum() / (total @ total))

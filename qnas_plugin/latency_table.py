@@ -117,6 +117,7 @@ class LatencyTable(_Checked):
         disturbance: Median over all measurements of how far the rounds of one were apart after adjustment, relative.
         problems: What speaks against the table, one sentence each; empty for a good one.
         fidelity: Its tested accuracy.
+        offset_ms: What every network takes beside its rows; below 0 where weights of small networks stay in caches.
         tested: Measured and predicted milliseconds of each held-out network.
         rows: In the order of their keys.
     """
@@ -137,6 +138,7 @@ class LatencyTable(_Checked):
     disturbance: NotNegative
     problems: Annotated[tuple[str, ...], Field(strict=False)]
     fidelity: Fidelity
+    offset_ms: float
     tested: Annotated[tuple[tuple[Positive, NotNegative], ...], Field(strict=False)]
     rows: Annotated[tuple[Row, ...], Field(strict=False, min_length=1)]
 
@@ -329,7 +331,7 @@ class Estimator:
             )
 
     def __call__(self, genes: Genes) -> npt.NDArray[np.float64]:
-        return self._decomposition.counts(genes) @ self._ms
+        return self._decomposition.counts(genes) @ self._ms + self.table.offset_ms
 
     @cached_property
     def _decomposition(self) -> Decomposition:

@@ -269,7 +269,7 @@ def conclude(
 
     fits = {granularity: fitted(granularity, len(fit_ms)) for granularity in GRANULARITIES}
     best: Granularity = min(fits, key=lambda granularity: fits[granularity].error)
-    tested = {granularity: d.counts(genes) @ fits[granularity].ms for granularity, d in decompositions.items()}
+    tested = {granularity: fits[granularity](d.counts(genes)) for granularity, d in decompositions.items()}
     sizes = sorted({*(n for n in (10, 20, 40) if n < len(fit_ms)), len(fit_ms)})
     d, rows = decompositions[best], fits[best]
     appears = (d.counts(fit_genes) > 0).sum(axis=0)
@@ -296,8 +296,9 @@ def conclude(
             repeated=networks.repeated,
             alone=errors(decompositions["linear"].counts(genes) @ alone["linear"], ms),
             by_granularity={granularity: errors(predicted, ms) for granularity, predicted in tested.items()},
-            by_networks=tuple((n, errors(d.counts(genes) @ fitted(best, n).ms, ms).mean_error) for n in sizes),
+            by_networks=tuple((n, errors(fitted(best, n)(d.counts(genes)), ms).mean_error) for n in sizes),
         ),
+        offset_ms=rows.offset_ms,
         tested=tuple(zip(ms.tolist(), tested[best].tolist(), strict=True)),
         rows=tuple(
             Row(key=str(key), ms=row, spread_ms=spread, networks=n, alone_ms=own)
