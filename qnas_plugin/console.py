@@ -236,6 +236,8 @@ def showing(what: str) -> None:
     else:
         raise UnknownNameError("list", what, [*kinds, "precisions", "hardware"])
     table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
     for row in rows:
         table.add_row(*row)
     Console(highlight=False).print(table)
