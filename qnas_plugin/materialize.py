@@ -71,13 +71,14 @@ def materialize(graph: Graph, cut: Cut) -> onnx.ModelProto:
     """
     model = onnx.ModelProto()
     model.CopyFrom(graph.model)
-    _bypass(model.graph, cut.skipped)
+    if cut.skipped:
+        _bypass(model.graph, cut.skipped)
+        _prune(model.graph)
     weights = dict(graph.weights)
     for path, (inputs, outputs) in cut.widths.items():
         weights[f"{path}.weight"] = weights[f"{path}.weight"][:inputs, :outputs]
         if f"{path}.bias" in weights:
             weights[f"{path}.bias"] = weights[f"{path}.bias"][:outputs]
-    _prune(model.graph)
     used = dict.fromkeys(name for node in model.graph.node for name in node.input)
     model.graph.initializer.extend(
         numpy_helper.from_array(np.ascontiguousarray(weights[name]), name) for name in used if name in weights
