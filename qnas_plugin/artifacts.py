@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,9 @@ from qnas_plugin.report import render
 from qnas_plugin.request import TuneRequest
 from qnas_plugin.space import Candidate
 from qnas_plugin.study import Study, Trial
+
+if TYPE_CHECKING:
+    import pandas
 
 SCHEMA_VERSION = 1
 REFERENCES = ("largest-int8", "largest-fp32")
@@ -89,6 +92,25 @@ class Result:
     def choice(self) -> Member | None:
         """The recommended member."""
         return next((member for member in self.members if member.name == self.recommended), None)
+
+    def to_dataframe(self) -> pandas.DataFrame:
+        """One row for each member and baseline, by name: verified metrics, and how it stands against all-INT8."""
+        import pandas
+
+        rows = [
+            {
+                "name": member.name,
+                "key": member.candidate.key,
+                "baseline": member in self.baselines,
+                "recommended": member.name == self.recommended,
+                **member.report,
+                **{f"search_{metric}": value for metric, value in member.search.items()},
+                **member.against.get(REFERENCES[0], {}),
+                "folder": member.folder,
+            }
+            for member in (*self.members, *self.baselines)
+        ]
+        return pandas.DataFrame(rows).set_index("name")
 
 
 def verify(

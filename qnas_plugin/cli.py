@@ -41,6 +41,10 @@ DataOption = Annotated[Text, _option("The task's data: a file, a folder, or a na
 OutOption = Annotated[Path | None, _option("Folder for the results.")]
 ConfigOption = Annotated[Path | None, _option("TOML file with any of these options; options given here win.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
+ObjectiveOption = Annotated[
+    list[str] | None,
+    _option("accuracy, latency_ms or size_mb; give it two or three times.", "accuracy, latency_ms", "METRIC"),
+]
 SeedOption = Annotated[Count, _option("Of every random choice.", 0)]
 LengthOption = Annotated[Count, _option("Cut texts after this many tokens.", "the tokenizer's own")]
 CalibrationOption = Annotated[Count, _option("Training examples for the quantization ranges.", 128)]
@@ -114,7 +118,15 @@ def tune(
     supernet: SupernetOption = None,
     checkpoint: CheckpointOption = None,
     model: Annotated[
-        Text, _option("ONNX file, in place of a supernet: only the precision of its layers is searched.", None, "FILE")
+        Text,
+        typer.Option(
+            "-m",
+            "--model",
+            help="In place of both: an ONNX file, or a folder with one, whose layers' precision is searched; or a "
+            "Hugging Face model, whose supernet is found by its type.",
+            show_default=False,
+            metavar="MODEL",
+        ),
     ] = None,
     task: Annotated[
         Text, _option("Task; list them with: qnas show tasks. For --model it is arrays when not given.")
@@ -145,10 +157,7 @@ def tune(
     threads: Annotated[Count, _option("Threads that latencies are measured with.", "the profile's")] = None,
     batch: Annotated[Count, _option("Batch size that latencies are measured at.", "the profile's")] = None,
     seq_len: Annotated[Count, _option("Tokens that latencies are measured at.", "the profile's")] = None,
-    objective: Annotated[
-        list[str] | None,
-        _option("accuracy, latency_ms or size_mb; give it two or three times.", "accuracy, latency_ms", "METRIC"),
-    ] = None,
+    objective: ObjectiveOption = None,
     limit: Annotated[
         list[str] | None,
         _option("Bound for the recommended member, like 'latency_ms<=5'; may be repeated.", None, "BOUND"),
@@ -249,12 +258,10 @@ def profile(
         return console.comparing(*compare)
     if plot:
         return console.plotting(plot, out)
-    from qnas_plugin.hardware import user_folder
-    from qnas_plugin.request import ProfileRequest
-
-    out = out or user_folder("latency_tables")
     if merge:
         return console.merging(*merge, out)
+    from qnas_plugin.request import ProfileRequest
+
     options = {
         "supernet": supernet,
         "checkpoint": checkpoint,
@@ -327,6 +334,31 @@ def export(
     exporting(study, out, key, candidate, precision or "searched")
 
 
+@app.command("olive-config")
+def olive_config(
+    out: Annotated[Path, typer.Option(help="Folder for the files, and for what Olive writes.")],
+    config: Annotated[
+        Path | None, _option("TOML file with options of qnas tune, --model and --data among them; those here win.")
+    ] = None,
+    model: Annotated[Text, typer.Option("-m", "--model", help="ONNX file.", show_default=False)] = None,
+    task: TaskOption = None,
+    data: DataOption = None,
+    objective: ObjectiveOption = None,
+    trials: Annotated[Count, _option("Candidates to evaluate.", 250)] = None,
+    population: Annotated[Count, _option("Candidates between two trainings of the predictors.", 50)] = None,
+    seed: SeedOption = None,
+) -> None:
+    """Write what "olive run" needs to search an ONNX model: package.json, run.json and a script.
+
+    Then: olive run --config OUT/run.json --package-config OUT/package.json
+    """
+    from qnas_plugin.console import olive_configuring
+    from qnas_plugin.request import TuneRequest
+
+    options = {name: value for name, value in locals().items() if name in TuneRequest.model_fields}
+    olive_configuring(TuneRequest.build(options | {"objectives": objective or None}, config))
+
+
 @app.command()
 def show(
     what: Annotated[
@@ -357,6 +389,14 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(str(error), EXIT_USAGE)
     except QnasError as error:
         _fail(str(error), EXIT_ERROR)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("", "qnas_plugin"):
+            raise
+        _fail(
+            f"the package '{package}' is not installed; install what is missing with: pip install qnas-plugin",
+            EXIT_ERROR,
+        )
     except (KeyboardInterrupt, SystemExit) as stop:  # Typer 0.29 turns the one into the other
         if isinstance(stop, SystemExit) and stop.code != EXIT_INTERRUPTED:
             raise

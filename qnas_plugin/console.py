@@ -20,11 +20,11 @@ from qnas_plugin.request import ProfileRequest, TrainRequest, TuneRequest
 
 if TYPE_CHECKING:
     from qnas_plugin.artifacts import Member, Result
+    from qnas_plugin.commands.profile import Progress as Profiled
+    from qnas_plugin.commands.retarget import Retargeted
+    from qnas_plugin.commands.tune import Progress as Searched
     from qnas_plugin.latency_table import LatencyTable
-    from qnas_plugin.profile import Progress as Profiled
-    from qnas_plugin.retarget import Retargeted
     from qnas_plugin.training.instatune import Step
-    from qnas_plugin.tune import Progress as Searched
 
 # Under accelerate launch only the first process speaks.
 console = Console(stderr=True, highlight=False, quiet=os.environ.get("RANK", "0") != "0")
@@ -32,7 +32,7 @@ console = Console(stderr=True, highlight=False, quiet=os.environ.get("RANK", "0"
 
 def training(request: TrainRequest) -> dict[str, Any] | None:
     """Trains, with a bar, an early estimate and a summary."""
-    from qnas_plugin.train import train
+    from qnas_plugin.commands.train import train
 
     first: Step | None = None
     with _bar("{task.fields[loss]}") as bar:
@@ -62,7 +62,7 @@ def training(request: TrainRequest) -> dict[str, Any] | None:
 
 def tuning(request: TuneRequest) -> Result:
     """Searches, with a bar of trials, and ends with one table and one sentence."""
-    from qnas_plugin.tune import tune
+    from qnas_plugin.commands.tune import tune
 
     with _bar("{task.fields[best]}") as bar:
         task = bar.add_task("Searching", total=request.trials, best="", visible=False)
@@ -86,7 +86,7 @@ def tuning(request: TuneRequest) -> Result:
 
 def profiling(request: ProfileRequest) -> LatencyTable:
     """Makes a latency table, with a bar of the time budget, and says how good it is."""
-    from qnas_plugin.profile import profile
+    from qnas_plugin.commands.profile import profile
 
     with _bar("{task.fields[networks]}") as bar:
         task = bar.add_task("Measuring", total=None, networks="", visible=False)
@@ -154,12 +154,12 @@ def comparing(before: Path, after: Path) -> None:
     console.print(f"{len(certain)} of {len(changes)} rows differ")
 
 
-def merging(first: Path, second: Path, out: Path) -> None:
+def merging(first: Path, second: Path, out: Path | None) -> None:
     """Writes one table with the rows of two."""
-    from qnas_plugin import latency_table, table_pair
+    from qnas_plugin import hardware, latency_table, table_pair
 
     table = table_pair.merge(latency_table.load(first), latency_table.load(second))
-    path = latency_table.write(table, out)
+    path = latency_table.write(table, out or hardware.user_folder("latency_tables"))
     console.print(f"Wrote {path} with {len(table.rows)} rows; its fidelity is the worse one's, nobody tested it anew")
 
 
@@ -174,7 +174,7 @@ def plotting(source: Path, out: Path | None) -> None:
 
 def retargeting(study: Path, hardware: str, *, out: Path | None, **options: Any) -> Retargeted:
     """Finds the Pareto set for another table and prints it."""
-    from qnas_plugin.retarget import retarget
+    from qnas_plugin.commands.retarget import retarget
 
     result = retarget(study, hardware, out=out, on_stage=lambda text: console.print(f"[dim]{text}[/dim]"), **options)
     record = result.record
@@ -205,10 +205,19 @@ def retargeting(study: Path, hardware: str, *, out: Path | None, **options: Any)
 
 def exporting(study: Path, out: Path, key: str | None, candidate: Path | None, precision: str) -> None:
     """Writes one candidate and says where it is."""
-    from qnas_plugin.export import export
+    from qnas_plugin.commands.export import export
 
     written = export(study, out, key=key, candidate=candidate, precision=precision)
     console.print(f"Wrote {written.key} to {out / 'model.onnx'}")
+
+
+def olive_configuring(request: TuneRequest) -> None:
+    """Writes Olive's configuration and says how to run it."""
+    from qnas_plugin.hosts.olive.config import write_config
+
+    write_config(request)
+    out = request.out
+    console.print(f"Wrote {out}; run it with: olive run --config {out}/run.json --package-config {out}/package.json")
 
 
 def showing(what: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -38,6 +38,7 @@ class Evaluator:
         setting: What latencies are measured at.
         estimator: Gives the latencies of the search from a table; None measures them.
         here: Whether this machine is the SKU, so that verified latencies can be measured.
+        judge: What gives the accuracy of a file, in place of the search and the report part.
 
     Raises:
         MaterializeError: The graph has another form than expected.
@@ -53,6 +54,7 @@ class Evaluator:
         *,
         estimator: Estimator | None = None,
         here: bool = True,
+        judge: Callable[[Path], float] | None = None,
     ) -> None:
         assert here or estimator is not None
         self.supernet, self.dataset, self.processor, self.setting = supernet, dataset, processor, setting
@@ -67,6 +69,7 @@ class Evaluator:
             self._scorer(dataset.search, search),
             processor.timing_inputs(setting.batch_size, setting.sequence_length, dataset.calibration.inputs),
             setting,
+            judge,
         )
 
     def job(self, candidate: Candidate) -> Job:
@@ -97,8 +100,11 @@ class Evaluator:
 
     def scores(self, model: Path, part: Literal["search", "report"]) -> npt.NDArray[np.float64]:
         """The score ``(n,)`` that an ONNX file gets for each example, on all cores."""
-        batches, scorer = (self.workbench.search, self.workbench.scorer) if part == "search" else self._report
-        return measure.scores(model, batches, scorer, threads=detect().usable_cores)
+        threads = detect().usable_cores
+        if part == "search" or self.workbench.judge is not None:
+            return self.workbench.scores(model, threads=threads)
+        batches, scorer = self._report
+        return measure.scores(model, batches, scorer, threads=threads)
 
     def latency(self, models: Sequence[Path], rounds: int = 3) -> list[measure.Latency]:
         """The latencies of ONNX files at the evaluator's setting, measured in turns."""

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,9 @@ from qnas_plugin.hardware import HardwareProfile, RuntimeSetting, data_folder, u
 from qnas_plugin.space import Genes
 from qnas_plugin.supernets import Supernet
 from qnas_plugin.tasks import Inputs
+
+if TYPE_CHECKING:
+    import pandas
 
 SCHEMA_VERSION = 1
 _DIGITS = 6
@@ -149,6 +152,12 @@ class LatencyTable(_Checked):
         if twice:
             raise ValueError(f"the row '{twice[0]}' stands twice")
         return tuple(sorted(rows, key=lambda row: row.key))
+
+    def to_dataframe(self) -> pandas.DataFrame:
+        """The rows, by key."""
+        import pandas
+
+        return pandas.DataFrame([row.model_dump() for row in self.rows]).set_index("key")
 
     def by_key(self) -> dict[str, Row]:
         """Each row by its key."""

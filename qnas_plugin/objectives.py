@@ -99,8 +99,11 @@ def violations(metrics: Sequence[Mapping[str, float]], limits: Sequence[Limit]) 
 
 
 def signs(objectives: Sequence[str]) -> Losses:
-    """+1 for an objective that is minimised and -1 for one that is maximised, shape ``(k,)``."""
-    return np.array([1.0 if METRICS[name] == "minimize" else -1.0 for name in objectives])
+    """+1 for an objective that is minimised and -1 for one that is maximised, shape ``(k,)``.
+
+    A name that is not among the metrics is that of a loss: Optuna's studies have objectives of their own.
+    """
+    return np.array([1.0 if METRICS.get(name, "minimize") == "minimize" else -1.0 for name in objectives])
 
 
 def non_dominated(points: Losses) -> npt.NDArray[np.bool_]:

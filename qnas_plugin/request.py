@@ -14,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from qnas_plugin import registry
 from qnas_plugin.errors import UnknownNameError, UsageError
 from qnas_plugin.files import write_bytes
+from qnas_plugin.hardware import user_folder
+from qnas_plugin.model_name import resolve
 from qnas_plugin.objectives import Limit, check_objectives, parse_limit
 from qnas_plugin.precision import Precisions, check_choices
 
@@ -112,7 +114,7 @@ class ProfileRequest(Options):
         hardware: The SKU's hardware profile, or ``auto`` for the one that fits this machine.
         threads, batch, seq_len, resolution: Replace the profile's runtime setting; None keeps it.
         budget: How long to measure, ``90s``, ``10m`` or ``1h``; time of an earlier, stopped run included.
-        out: The folder of latency tables.
+        out: The folder of latency tables; the default is the user's own.
         seed: Of the choice of networks.
         insist: Whether to make a table on a machine that is not the named SKU; the table says so.
     """
@@ -125,7 +127,7 @@ class ProfileRequest(Options):
     seq_len: int | None = Field(None, ge=2)
     resolution: int | None = Field(None, ge=1)
     budget: str = "10m"
-    out: Path
+    out: Path = Field(default_factory=lambda: user_folder("latency_tables"))
     seed: int = Field(0, ge=0)
     insist: bool = False
 
@@ -147,8 +149,9 @@ class TuneRequest(Request):
 
     Args:
         supernet, checkpoint: As in ``TrainRequest``.
-        model: An ONNX file instead: the space is the precision of its layers. It changes what other options are when
-            not given: the task is ``arrays``, and ``against`` is ``fp32``.
+        model: An ONNX file instead, or a folder with one: the space is the precision of its layers. It changes what
+            other options are when not given: the task is ``arrays``, and ``against`` is ``fp32``. Or a Hugging Face
+            model, which becomes the checkpoint of the supernet of its type.
         metric: What stands as accuracy, see ``qnas_plugin.metrics``; None leaves it to the task.
         precision: The choices of each precision group, see ``qnas_plugin.precision``; empty leaves them to the network.
         keep_fp32: Patterns of layers of the model, or of groups of the supernet, that stay FP32.
@@ -200,7 +203,13 @@ class TuneRequest(Request):
     @model_validator(mode="before")
     @classmethod
     def _of_a_model(cls, values: dict[str, Any]) -> dict[str, Any]:
-        return {"task": "arrays", "against": "fp32"} | values if values.get("model") else values
+        if not values.get("model"):
+            return values
+        if values.get("supernet") or values.get("checkpoint"):
+            raise UsageError("give --model, or --supernet and --checkpoint, not both")
+        named = resolve(values["model"])
+        values = {name: value for name, value in values.items() if name != "model"} | named
+        return {"task": "arrays", "against": "fp32"} | values if "model" in named else values
 
     @model_validator(mode="after")
     def _one_network(self) -> Self:
@@ -210,8 +219,6 @@ class TuneRequest(Request):
                     raise UsageError(f"--{name} is missing, and so is --model; see: qnas --help")
             if self.group:
                 raise UsageError("--group is for --model; the groups of a supernet are its own")
-        elif self.supernet is not None or self.checkpoint is not None:
-            raise UsageError("give --model, or --supernet and --checkpoint, not both")
         elif self.latency == "table":
             raise UsageError("--latency table is for supernets; what a --model takes is measured, leave it out")
         return self

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -61,6 +61,7 @@ class Workbench:
         scorer: Of these data.
         timing_inputs: What latencies are measured on.
         setting: What latencies are measured at.
+        judge: What gives the accuracy of a file in place of search data and scorer: a host's own evaluation.
     """
 
     graph: Graph
@@ -69,6 +70,7 @@ class Workbench:
     scorer: Scorer
     timing_inputs: Inputs
     setting: RuntimeSetting
+    judge: Callable[[Path], float] | None = None
     _kept: OrderedDict[str, Calibrated] = field(default_factory=OrderedDict, init=False, repr=False)
 
     def packed(self) -> Workbench:
@@ -126,12 +128,18 @@ class Workbench:
             with _stage("write", seconds):
                 write_bytes(path, model.SerializeToString(deterministic=True))
             with _stage("accuracy", seconds):
-                scores = measure.scores(path, self.search, self.scorer, threads=threads)
+                scores = self.scores(path, threads=threads)
         with _stage("latency", seconds):
             latency_ms, spread_ms = job.latency or self._latency(path)
         metrics = {"accuracy": float(scores.mean()), "latency_ms": latency_ms, "size_mb": measure.size_mb(path)}
         spread = {"accuracy": standard_error(scores), "latency_ms": spread_ms}
         return Evaluation(metrics, spread, seconds)
+
+    def scores(self, model: Path, *, threads: int) -> npt.NDArray[np.float64]:
+        """The score ``(n,)`` that an ONNX file gets for each example of the search part; what a judge gives is one."""
+        if self.judge is not None:
+            return np.array([self.judge(model)])
+        return measure.scores(model, self.search, self.scorer, threads=threads)
 
     def _latency(self, model: Path) -> tuple[float, float]:
         latency = measure.latency([model], self.timing_inputs, self.setting, rounds=3)[0]

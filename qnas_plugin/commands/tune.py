@@ -70,6 +70,7 @@ class Loaded:
         estimator: Of the latency table; None where latencies are measured.
         here: Whether this machine is the SKU.
         notes: What speaks against the table, where the user insisted on it.
+        judge: What gives the accuracy of a file, where a host evaluates.
     """
 
     request: TuneRequest
@@ -81,11 +82,18 @@ class Loaded:
     estimator: Estimator | None = None
     here: bool = True
     notes: tuple[str, ...] = ()
+    judge: Callable[[Path], float] | None = None
 
     def evaluator(self) -> Evaluator:
         """What builds and measures candidates."""
         return Evaluator(
-            self.supernet, self.dataset, self.processor, self.setting, estimator=self.estimator, here=self.here
+            self.supernet,
+            self.dataset,
+            self.processor,
+            self.setting,
+            estimator=self.estimator,
+            here=self.here,
+            judge=self.judge,
         )
 
 
@@ -95,16 +103,7 @@ def load(request: TuneRequest) -> Loaded:
     Raises:
         QnasError: Something is missing, malformed, or doesn't fit the rest.
     """
-    auto = request.hardware == "auto"
-    profile = hardware.match(hardware.detect()) if auto else hardware.load_profile(request.hardware)
-    wrong = hardware.is_this_machine(profile, hardware.detect())
-    if wrong and request.latency == "measured":
-        raise HardwareError(
-            f"latencies are measured here, and this machine is not '{profile.name}': {wrong[0]}; give --hardware auto, "
-            "or --latency table"
-        )
-    asked = {"threads": request.threads, "batch_size": request.batch, "sequence_length": request.seq_len}
-    setting = profile.runtime.model_copy(update={name: value for name, value in asked.items() if value is not None})
+    profile, setting, here = load_hardware(request)
     sizes = tasks.SplitSizes(calibration=request.calibration_samples, search=request.search_samples)
     task = registry.load("tasks", request.task)
     dataset: tasks.Dataset = task.load(request.data, sizes=sizes)
@@ -117,7 +116,26 @@ def load(request: TuneRequest) -> Loaded:
         return Loaded(request, profile, setting, dataset, processor, supernet)
     setting = latency_table.setting_of(processor.timing_inputs(setting.batch_size, setting.sequence_length), setting)
     estimator, notes = load_table(request, supernet, profile.name, setting)
-    return Loaded(request, profile, setting, dataset, processor, supernet, estimator, not wrong, notes)
+    return Loaded(request, profile, setting, dataset, processor, supernet, estimator, here, notes)
+
+
+def load_hardware(request: TuneRequest) -> tuple[hardware.HardwareProfile, hardware.RuntimeSetting, bool]:
+    """The profile and the setting that a request is for, and whether this machine is that SKU.
+
+    Raises:
+        HardwareError: There is no such profile, or latencies are to be measured and this is another machine.
+    """
+    auto = request.hardware == "auto"
+    profile = hardware.match(hardware.detect()) if auto else hardware.load_profile(request.hardware)
+    wrong = hardware.is_this_machine(profile, hardware.detect())
+    if wrong and request.latency == "measured":
+        raise HardwareError(
+            f"latencies are measured here, and this machine is not '{profile.name}': {wrong[0]}; give --hardware auto, "
+            "or --latency table"
+        )
+    asked = {"threads": request.threads, "batch_size": request.batch, "sequence_length": request.seq_len}
+    setting = profile.runtime.model_copy(update={name: value for name, value in asked.items() if value is not None})
+    return profile, setting, not wrong
 
 
 def load_network(request: TuneRequest) -> Any:
@@ -163,6 +181,7 @@ def load_table(
 def tune(
     request: TuneRequest,
     *,
+    loaded: Loaded | None = None,
     on_stage: Callable[[str], None] = lambda text: None,
     on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> Result:
@@ -170,6 +189,7 @@ def tune(
 
     Args:
         request: What is asked.
+        loaded: What it names, where a host has it; None loads it.
         on_stage: Is told what begins.
         on_progress: Is told of each finished trial.
 
@@ -177,8 +197,9 @@ def tune(
         QnasError: The request cannot be met; what was stored stays.
     """
     make_folder(request.out)
-    on_stage("Loading the data, the supernet and the hardware profile")
-    loaded = load(request)
+    if loaded is None:
+        on_stage("Loading the data, the supernet and the hardware profile")
+        loaded = load(request)
     space = loaded.supernet.space
     searched, reported = len(loaded.dataset.search), len(loaded.dataset.report)
     if min(searched, reported) < FEW:
@@ -213,7 +234,7 @@ def tune(
         _search(request, study, evaluator, loaded.profile, on_stage, on_progress)
         on_stage("Verifying the Pareto set on the report split")
         result = verify(
-            loaded.request,
+            request,
             study,
             evaluator,
             corners,

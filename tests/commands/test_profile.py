@@ -10,7 +10,8 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from qnas_plugin import latency_plot, latency_table, profile, registry
+from qnas_plugin import latency_plot, latency_table, registry
+from qnas_plugin.commands import profile
 from qnas_plugin.decompose import GRANULARITIES, Decomposition, join
 from qnas_plugin.errors import HardwareError, LatencyTableError, UsageError
 from qnas_plugin.hardware import RuntimeSetting, describe, detect
