@@ -1,7 +1,7 @@
 """Statistics of a subnet's BatchNorms, from data: those of the supernet are of other networks than this one.
 
-As in Once-for-All (Cai et al. 2020), the data run through the subnet with every BatchNorm normalising by its batch; means
-and variances of the batches are averaged. What is run is an ONNX graph, so that it needs no torch.
+As in Once-for-All (Cai et al. 2020), the data run through the subnet with every BatchNorm normalising by its batch;
+means and variances of the batches are averaged. What is run is an ONNX graph, so that it needs no torch.
 """
 
 from __future__ import annotations
@@ -21,13 +21,10 @@ BATCH = 64
 """Examples that one estimate comes from, at least."""
 
 
-def has_norms(graph: Graph) -> bool:
-    """Whether there is anything to estimate."""
-    return any(node.op_type == "BatchNormalization" for node in graph.model.graph.node)
-
-
 def estimate(graph: Graph, cut: Cut, batches: Sequence[Batch], *, threads: int = 1) -> Statistics:
     """The statistics of a subnet's BatchNorms, for ``materialize``: those that torch normalises by in training mode.
+
+    None at all for a graph without BatchNorms, and for one that is no supernet's.
 
     Args:
         graph: Of the supernet.
@@ -35,6 +32,8 @@ def estimate(graph: Graph, cut: Cut, batches: Sequence[Batch], *, threads: int =
         batches: Training examples; small batches are joined.
         threads: Threads of the run.
     """
+    if not any(node.op_type == "BatchNormalization" for node in graph.model.graph.node) or not cut.widths:
+        return {}
     model, weights = sliced(graph, cut)
     nodes: list[onnx.NodeProto] = []
     paths: list[str] = []

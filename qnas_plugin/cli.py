@@ -78,6 +78,9 @@ def train(
             "Trained in each step beside the whole supernet: random, sandwich (random and smallest), none.", "random"
         ),
     ] = None,
+    shrinking: Annotated[
+        Number, _option("Share of the steps over which subnets may become smaller, step by step.", 0)
+    ] = None,
     task_weight: Annotated[
         Number, _option("Share of cross-entropy in the loss; distillation has the rest.", 0.3)
     ] = None,
@@ -86,6 +89,9 @@ def train(
     depth: Annotated[Text, _option("Choices for the number of layers, like 3,4,5,6.", "the family's own")] = None,
     heads: Annotated[Text, _option("Choices for the heads of a layer.", "the family's own")] = None,
     ffn: Annotated[Text, _option("Choices for the feed-forward width of a layer.", "the family's own")] = None,
+    kernel: Annotated[Text, _option("Choices for the size of kernels, like 3,5,7.", "the family's own")] = None,
+    expand: Annotated[Text, _option("Choices for the relative width inside a block.", "the family's own")] = None,
+    width: Annotated[Text, _option("Choices for the relative width of a stage.", "the family's own")] = None,
     max_length: LengthOption = None,
     calibration_samples: CalibrationOption = None,
     search_samples: SearchOption = None,
@@ -99,7 +105,7 @@ def train(
     "accelerate launch -m qnas_plugin" in place of "qnas".
     """
     options = {name: value for name, value in locals().items() if name not in ("config", "as_json")}
-    for name in ("depth", "heads", "ffn"):
+    for name in ("depth", "heads", "ffn", "kernel", "expand", "width"):
         options[name] = _numbers(name, options[name])
     from qnas_plugin.console import training
     from qnas_plugin.request import TrainRequest
@@ -113,9 +119,34 @@ def train(
 def tune(
     supernet: SupernetOption = None,
     checkpoint: CheckpointOption = None,
-    task: TaskOption = None,
+    model: Annotated[
+        Text, _option("ONNX file, in place of a supernet: only the precision of its layers is searched.", None, "FILE")
+    ] = None,
+    task: Annotated[
+        Text, _option("Task; list them with: qnas show tasks. For --model it is arrays when not given.")
+    ] = None,
     data: DataOption = None,
     out: OutOption = None,
+    metric: Annotated[
+        Text,
+        _option(
+            "What stands as accuracy: accuracy, agreement or cosine with the FP32 model, or module:function.",
+            "accuracy with labels, else cosine",
+        ),
+    ] = None,
+    precision: Annotated[
+        list[str] | None,
+        _option("Choice of each group, see: qnas show precisions; may be repeated.", "int8, fp32", "FORMAT"),
+    ] = None,
+    keep_fp32: Annotated[
+        list[str] | None,
+        _option("What stays FP32: layers of the model, or groups of the supernet; may be repeated.", None, "PATTERN"),
+    ] = None,
+    group: Annotated[
+        list[str] | None,
+        _option("Layers of the model that are decided together; may be repeated.", None, "NAME=PATTERN"),
+    ] = None,
+    max_groups: Annotated[Count, _option("Groups of the model's layers; more are joined.", 60)] = None,
     hardware: Annotated[Text, _option("Hardware profile, or auto for this machine's.", "auto")] = None,
     threads: Annotated[Count, _option("Threads that latencies are measured with.", "the profile's")] = None,
     batch: Annotated[Count, _option("Batch size that latencies are measured at.", "the profile's")] = None,
@@ -133,8 +164,11 @@ def tune(
     ] = None,
     table: Annotated[Path | None, _option("Latency table.", "the one that fits")] = None,
     insist: InsistOption = False,
+    against: Annotated[
+        Text, _option("The full network that results are compared with: int8 or fp32.", "int8; fp32 for --model")
+    ] = None,
     max_accuracy_drop: Annotated[
-        Number, _option("Accuracy that the recommended member may lose against all-INT8 of the full network.", 0.01)
+        Number, _option("Accuracy that the recommended member may lose against it.", 0.01)
     ] = None,
     algorithm: Annotated[Text, _option("Search algorithm; list them with: qnas show algorithms.", "linas")] = None,
     trials: Annotated[Count, _option("Candidates to evaluate, those of a stopped run included.", 250)] = None,
@@ -158,6 +192,7 @@ def tune(
     options = {name: value for name, value in locals().items() if name not in ("config", "as_json")}
     options["objectives"] = options.pop("objective") or None
     options["limits"] = options.pop("limit") or None
+    options |= {name: options[name] or None for name in ("precision", "keep_fp32", "group")}
     options["insist"] = insist or None
     from qnas_plugin.console import tuning
     from qnas_plugin.request import TuneRequest
@@ -300,19 +335,22 @@ def export(
 
 @app.command()
 def show(
-    what: Annotated[str, typer.Argument(help="supernets, tasks, algorithms, predictors or hardware.")],
+    what: Annotated[
+        str,
+        typer.Argument(help="supernets, tasks, algorithms, predictors, precisions, hardware, or an ONNX file."),
+    ],
 ) -> None:
-    """List what is registered."""
+    """List what is registered, or the precision groups of an ONNX file with their layers."""
     from qnas_plugin.console import showing
 
     showing(what)
 
 
-def _numbers(name: str, text: str | None) -> tuple[int, ...] | None:
+def _numbers(name: str, text: str | None) -> tuple[float, ...] | None:
     if text is None:
         return None
     try:
-        return tuple(int(part) for part in text.split(","))
+        return tuple(float(part) if "." in part else int(part) for part in text.split(","))
     except ValueError:
         raise UsageError(f"--{name} takes numbers with commas between them, like 3,4,6; got '{text}'") from None
 

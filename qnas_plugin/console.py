@@ -219,14 +219,22 @@ def showing(what: str) -> None:
         "algorithms": "search",
         "predictors": "predictors",
     }
-    if what not in kinds and what != "hardware":
-        raise UnknownNameError("list", what, [*kinds, "hardware"])
-    if what == "hardware":
+    if what.endswith(".onnx"):
+        from qnas_plugin.onnx_model import load
+
+        rows = [(name, " ".join(nodes)) for name, nodes in load(what).groups.items()]
+    elif what == "precisions":
+        from qnas_plugin.precision import FORMATS
+
+        rows = [*((name, format.about) for name, format in FORMATS.items()), ("fp32", "not quantized")]
+    elif what == "hardware":
         from qnas_plugin.hardware import profiles
 
         rows = [(name, f"{profile.vendor} {profile.model}") for name, profile in sorted(profiles().items())]
-    else:
+    elif what in kinds:
         rows = [(name, registry.describe(kinds[what], name)) for name in registry.names(kinds[what])]
+    else:
+        raise UnknownNameError("list", what, [*kinds, "precisions", "hardware"])
     table = Table(box=None, show_header=False, pad_edge=False)
     for row in rows:
         table.add_row(*row)
@@ -269,23 +277,26 @@ def _latency_notes(latency: Mapping[str, Any]) -> list[str]:
 
 def _table(result: Result) -> Table:
     predicted = result.record["latency"]["verified"] == "predicted"
+    against: str = result.record["request"]["against"]
     title = "latency predicted" if predicted else "measured on the report split"
     table = Table(
-        title=f"Pareto set, {title}, and against the full network in INT8", title_justify="left", box=box.SIMPLE
+        title=f"Pareto set, {title}, and against the full network in {against.upper()}",
+        title_justify="left",
+        box=box.SIMPLE,
     )
     table.add_column("", no_wrap=True)
     for name in ("accuracy", "latency ms", "size MB", "faster", "smaller", "points"):
         table.add_column(name, justify="right")
 
     def row(member: Member) -> None:
-        metrics, against = member.report, member.against.get("largest-int8")
+        metrics, ratio = member.report, member.against.get(f"largest-{against}")
         ratios = (
             [
-                f"{against['latency_ratio']:.2f}x",
-                f"{against['size_ratio']:.2f}x",
-                f"{100 * against['accuracy_difference']:+.2f}",
+                f"{ratio['latency_ratio']:.2f}x",
+                f"{ratio['size_ratio']:.2f}x",
+                f"{100 * ratio['accuracy_difference']:+.2f}",
             ]
-            if against
+            if ratio
             else ["", "", ""]
         )
         chosen = member.name == result.recommended

@@ -15,7 +15,7 @@ from qnas_plugin import timing
 from qnas_plugin.decompose import Decomposition, Key
 from qnas_plugin.materialize import Graph, materialize, module_path
 from qnas_plugin.quantize import Calibrated, Ranges
-from qnas_plugin.space import Candidate, Precision
+from qnas_plugin.space import Candidate
 from qnas_plugin.supernets import Part, Supernet
 from qnas_plugin.tasks import Inputs
 
@@ -45,7 +45,7 @@ def build(graph: Graph, supernet: Supernet, candidate: Candidate) -> onnx.ModelP
     """
     model = materialize(graph, supernet.cut(candidate))
     groups = {group: nodes for group, nodes in graph.groups.items() if f"precision.{group}" in candidate}
-    policy = {group: Precision(str(candidate[f"precision.{group}"])) for group in groups}
+    policy = {group: str(candidate[f"precision.{group}"]) for group in groups}
     return Calibrated(model, groups, ranges(model)).emit(policy)
 
 
@@ -82,7 +82,7 @@ def isolate(
         for key, candidate, names, needed, made in cuts:
             own = _extract(model, names, needed, made)
             policy = {
-                group: Precision(str(candidate[f"precision.{group}"]))
+                group: str(candidate[f"precision.{group}"])
                 for group, nodes in graph.groups.items()
                 if nodes[0] in names
             }

@@ -1,9 +1,9 @@
 """Candidate to FP32 ONNX: the supernet's graph is exported once, a subnet is that graph with sliced initializers.
 
-The exported graph is brought into one form first: each linear layer is a ``MatMul`` and an ``Add``, initializers of these
-and of convolutions and BatchNorms are named after the torch parameters, and head counts are left free (``Reshape`` to
-``[0, 0, -1, head size]``). Skipped blocks are bypassed, BatchNorms become part of the convolution before them. Node names
-are those of the supernet in every subnet.
+The exported graph is brought into one form first: each linear layer is a ``MatMul`` and an ``Add``, initializers of
+these, of convolutions and of BatchNorms are named after the torch parameters, and head counts are left free
+(``Reshape`` to ``[0, 0, -1, head size]``). Skipped blocks are bypassed, BatchNorms become part of the convolution that
+they follow. Node names are those of the supernet in every subnet.
 """
 
 from __future__ import annotations
@@ -86,7 +86,8 @@ def materialize(graph: Graph, cut: Cut, statistics: Statistics | None = None) ->
         MaterializeError: A skipped block has no single input and output.
     """
     model, weights = sliced(graph, cut)
-    _fold_norms(model.graph, weights, statistics or {})
+    if cut.widths:  # else it is no supernet, and stays as it is
+        _fold_norms(model.graph, weights, statistics or {})
     store(model.graph, weights)
     return model
 
@@ -95,21 +96,22 @@ def sliced(graph: Graph, cut: Cut) -> tuple[onnx.ModelProto, dict[str, npt.NDArr
     """A subnet before its BatchNorms become part of its convolutions: the nodes, and the weights by name."""
     model = onnx.ModelProto()
     model.CopyFrom(graph.model)
-    _bypass(model.graph, cut.skipped)
-    _prune(model.graph)
+    if cut.skipped:
+        _bypass(model.graph, cut.skipped)
+        _prune(model.graph)
     weights = dict(graph.weights)
     for path, (inputs, outputs) in cut.widths.items():
         whole = weights.get(f"{path}.weight.{cut.kernels.get(path)}", weights[f"{path}.weight"])
         weights[f"{path}.weight"] = whole[:outputs, :inputs] if whole.ndim == 4 else whole[:inputs, :outputs]
         if f"{path}.bias" in weights:
             weights[f"{path}.bias"] = weights[f"{path}.bias"][:outputs]
-    makers = {node.output[0]: node for node in model.graph.node}
     for node in model.graph.node:
-        if node.op_type == "Conv":
+        if node.op_type == "Conv" and module_path(node) in cut.widths:
             _fit_conv(node, weights[node.input[1]].shape)
-        elif node.op_type == "BatchNormalization":
-            outputs = len(weights[makers[node.input[0]].input[1]])
-            weights |= {name: weights[name][:outputs] for name in node.input[1:]}
+    if cut.widths:
+        for conv, norm in _normalised(model.graph):
+            outputs = len(weights[conv.input[1]])
+            weights |= {name: weights[name][:outputs] for name in norm.input[1:]}
     return model, weights
 
 
@@ -279,23 +281,26 @@ def _fit_conv(conv: onnx.NodeProto, shape: tuple[int, ...]) -> None:
 
 def _fold_norms(graph: onnx.GraphProto, weights: dict[str, npt.NDArray[Any]], statistics: Statistics) -> None:
     """Makes each BatchNorm part of the convolution before it, as ONNX Runtime would if nothing were quantized."""
-    makers = {node.output[0]: node for node in graph.node}
-    kept = []
-    for node in graph.node:
-        if node.op_type != "BatchNormalization":
-            kept.append(node)
-            continue
-        gamma, beta, *own = (weights[name].astype(np.float64) for name in node.input[1:])
-        mean, variance = statistics.get(module_path(node), own)
-        scale = gamma / np.sqrt(variance + epsilon(node))
-        conv = makers[node.input[0]]
+    norms = []
+    for conv, norm in _normalised(graph):
+        gamma, beta, *own = (weights[name].astype(np.float64) for name in norm.input[1:])
+        mean, variance = statistics.get(module_path(norm), own)
+        scale = gamma / np.sqrt(variance + epsilon(norm))
         bias = weights[conv.input[2]] if len(conv.input) > 2 else 0.0
         name = conv.input[1].removesuffix("weight") + "bias"
         weights[conv.input[1]] = (weights[conv.input[1]] * scale[:, None, None, None]).astype(np.float32)
         weights[name] = (beta + (bias - mean) * scale).astype(np.float32)
         conv.input[2:] = [name]
-        conv.output[0] = node.output[0]
-    _replace_nodes(graph, kept)
+        conv.output[0] = norm.output[0]
+        norms.append(norm.name)
+    if norms:
+        _replace_nodes(graph, [node for node in graph.node if node.name not in norms])
+
+
+def _normalised(graph: onnx.GraphProto) -> list[tuple[onnx.NodeProto, onnx.NodeProto]]:
+    """Each BatchNorm after the convolution that it normalises."""
+    makers = {node.output[0]: node for node in graph.node}
+    return [(makers[node.input[0]], node) for node in graph.node if node.op_type == "BatchNormalization"]
 
 
 def epsilon(norm: onnx.NodeProto) -> float:

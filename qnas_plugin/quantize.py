@@ -1,8 +1,9 @@
 """FP32 ONNX and a precision policy to mixed INT8/FP32 ONNX: static quantization in QDQ format, by Neural Compressor.
 
-Weights become INT8, symmetric, one scale per output channel; embedding tables UINT8, asymmetric, one scale;
-activations UINT8, asymmetric, one scale from their minimum and maximum over the calibration data; biases of Conv and
-Gemm INT32. Ranges depend on the FP32 model alone: it is calibrated once, and any number of policies is emitted then.
+Weights become INT8, symmetric, one scale per output channel, unless the policy names another format; embedding tables
+UINT8, asymmetric, one scale; activations UINT8, asymmetric, one scale from their minimum and maximum over the
+calibration data; biases of Conv and Gemm INT32. Ranges depend on the FP32 model alone: it is calibrated once, and any
+number of policies is emitted then.
 
 The graphs are those of ``neural_compressor.quantization.fit`` under the same settings, except that what a table gives
 has the range of the whole table, nodes that stay FP32 read FP32 tensors (``_restore_fp32_inputs``), and the scales of a
@@ -25,6 +26,7 @@ import onnx
 import onnxruntime as ort
 
 from qnas_plugin.errors import QuantizationError
+from qnas_plugin.precision import FORMATS
 from qnas_plugin.space import Precision
 from qnas_plugin.tasks import Batch
 
@@ -43,8 +45,8 @@ with warnings.catch_warnings():  # 3.7.1 imports pkg_resources, which warns
     )
     from neural_compressor.model.onnx_model import ONNXModel
 
-Policy = Mapping[str, Precision]
-"""Precision group to the format of its nodes."""
+Policy = Mapping[str, str]
+"""Precision group to the format of its nodes: ``fp32``, or a name of ``qnas_plugin.precision.FORMATS``."""
 
 Groups = Mapping[str, tuple[str, ...]]
 """Precision group to the names of its nodes in the FP32 graph: MatMul, Gemm, Conv, or Gather, with a stored weight."""
@@ -52,8 +54,8 @@ Groups = Mapping[str, tuple[str, ...]]
 Ranges = Mapping[str, tuple[float, float]]
 """Tensor name to its smallest and largest value over the calibration data."""
 
-_Weights = dict[tuple[str, int | None], QuantizedInitializer]
-"""Quantized weights by name and channel axis; the axis is None for one scale."""
+_Weights = dict[tuple[str, int, int | None], QuantizedInitializer]
+"""Quantized weights by name, type and channel axis; the axis is None for one scale."""
 
 WEIGHT_INPUT = {"MatMul": 1, "Gemm": 1, "Conv": 1, "Gather": 0}
 """The operators that can be quantized, and which of their inputs is the weight or the table."""
@@ -63,7 +65,7 @@ WEIGHT_INPUT = {"MatMul": 1, "Gemm": 1, "Conv": 1, "Gather": 0}
 _FP32_OUTPUT = ["MatMul", "Gemm"]
 _REDUCE_RANGE = False  # else Neural Compressor takes it from the CPU that it runs on
 
-_WEIGHT = {"dtype": onnx.TensorProto.INT8, "scheme": "sym", "granularity": "per_channel", "algorithm": "minmax"}
+_DTYPES = {"sym": onnx.TensorProto.INT8, "asym": onnx.TensorProto.UINT8}
 _TABLE = {"dtype": onnx.TensorProto.UINT8, "scheme": "asym", "granularity": "per_tensor", "algorithm": "minmax"}
 _ACTIVATION = _TABLE | {"quant_mode": "static"}
 
@@ -151,13 +153,14 @@ class Calibrated:
         """
         _check_policy(self.groups, policy)
         quantized = onnx.ModelProto()
-        int8 = {name for group, names in self.groups.items() for name in names if policy[group] == Precision.INT8}
+        formats = {name: policy[group] for group, names in self.groups.items() for name in names}
+        int8 = {name for name, format in formats.items() if format != Precision.FP32}
         if not int8:
             quantized.CopyFrom(self.model)
             return quantized
         quantized.CopyFrom(self._outline)
         config = {
-            node.name: {"weight": _TABLE if node.op_type == "Gather" else _WEIGHT, "activation": _ACTIVATION}
+            node.name: {"weight": _weight_config(node, formats[node.name]), "activation": _ACTIVATION}
             for node in quantized.graph.node
             if node.name in int8
         }
@@ -225,20 +228,24 @@ def verify(model: onnx.ModelProto, groups: Groups, policy: Policy) -> None:
     nodes = {node.name: node for node in model.graph.node}
     made_by = {output: node for node in model.graph.node for output in node.output}
     stored = {initializer.name: initializer.data_type for initializer in model.graph.initializer}
+    axes = {initializer.name: len(initializer.dims) for initializer in model.graph.initializer}
 
     def dequantized(name: str) -> str | None:
         node = made_by.get(name)
         return node.input[0] if node is not None and node.op_type == "DequantizeLinear" else None
 
-    def landed(name: str, precision: Precision) -> bool:
-        node = nodes.get(f"{name}_quant" if precision == Precision.INT8 else name)
+    def landed(name: str, format: str) -> bool:
+        node = nodes.get(name if format == Precision.FP32 else f"{name}_quant")
         if node is None:
             return False
         weight = node.input[WEIGHT_INPUT[node.op_type]]
         activation = None if node.op_type == "Gather" else dequantized(node.input[0])
-        if precision == Precision.INT8:
-            eight_bit = stored.get(dequantized(weight) or "") in (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
-            return eight_bit and (node.op_type == "Gather" or activation in made_by)
+        if format != Precision.FP32:
+            config = _weight_config(node, format)
+            if stored.get(dequantized(weight) or "") != config["dtype"]:
+                return False
+            per_channel = config["granularity"] == "per_channel"
+            return axes[made_by[weight].input[1]] == per_channel and (node.op_type == "Gather" or activation in made_by)
         if stored.get(weight) != onnx.TensorProto.FLOAT:
             return False
         if activation is None:
@@ -286,6 +293,19 @@ def _nodes(model: onnx.ModelProto, groups: Groups) -> list[onnx.NodeProto]:
         if any(attribute.name == "beta" and attribute.f != 1 for attribute in node.attribute):  # 3.7.1 loses it
             raise QuantizationError(f"Gemm '{node.name}' scales its bias by beta; store the bias multiplied instead")
     return nodes
+
+
+def _weight_config(node: onnx.NodeProto, precision: str) -> dict[str, Any]:
+    """What Neural Compressor is told of the weight of a node."""
+    if node.op_type == "Gather":
+        return _TABLE
+    chosen = FORMATS[precision]
+    return {
+        "dtype": _DTYPES[chosen.scheme],
+        "scheme": chosen.scheme,
+        "granularity": chosen.granularity,
+        "algorithm": "minmax",
+    }
 
 
 def _activations(nodes: Sequence[onnx.NodeProto]) -> dict[str, None]:
@@ -375,9 +395,10 @@ class _CachedQuantizer(Quantizer):  # type: ignore[misc]
         return self._quantized(initializer.name, qType, scheme, None)
 
     def _quantized(self, name: str, dtype: int, scheme: str, axis: int | None) -> QuantizedInitializer:
-        if (name, axis) not in self._weights:
-            self._weights[name, axis] = _quantize(self._initializers[name], dtype, scheme, axis)
-        weight = copy.copy(self._weights[name, axis])
+        key = name, dtype, axis
+        if key not in self._weights:
+            self._weights[key] = _quantize(self._initializers[name], dtype, scheme, axis)
+        weight = copy.copy(self._weights[key])
         if self.model.get_initializer_share_num(name) > 1:
             weight.name = f"{name}_{dtype}"
         return weight

@@ -27,7 +27,7 @@ from qnas_plugin.search.linas import PREDICTORS, predicted_front
 from qnas_plugin.space import Candidate, Genes
 from qnas_plugin.study import Study, stored_identity
 from qnas_plugin.supernets import Supernet
-from qnas_plugin.tune import load
+from qnas_plugin.tune import load, load_network
 
 SCHEMA_VERSION = 1
 
@@ -98,7 +98,9 @@ def retarget(
         raise UsageError(f"{study} was not searched for latency, but for {', '.join(request.objectives)}")
     profile = hardware.match(hardware.detect()) if sku == "auto" else hardware.load_profile(sku)
     on_stage("Loading the supernet, the table and the stored trials")
-    supernet: Supernet = registry.load("supernets", request.supernet).load(request.checkpoint)
+    if request.supernet is None:
+        raise UsageError(f"{study} searched one ONNX model; latency tables, which retarget takes, are of supernets")
+    supernet: Supernet = load_network(request)
     length = seq_len or request.seq_len or request.max_length
     asked = {"threads": threads, "batch_size": batch, "sequence_length": length}
     setting = profile.runtime.model_copy(update={name: value for name, value in asked.items() if value is not None})

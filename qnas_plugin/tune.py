@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +13,17 @@ import numpy as np
 
 from qnas_plugin import hardware, latency_table, registry, tasks
 from qnas_plugin.artifacts import Result, verify, write_result
-from qnas_plugin.errors import CheckpointError, HardwareError, StudyError
+from qnas_plugin.errors import CheckpointError, HardwareError, LatencyTableError, StudyError
 from qnas_plugin.evaluate import Evaluator
 from qnas_plugin.files import make_folder
 from qnas_plugin.latency_table import Estimator
+from qnas_plugin.metrics import load as load_metric
 from qnas_plugin.objectives import hypervolume, losses, signs
 from qnas_plugin.request import TuneRequest
 from qnas_plugin.search import Algorithm, ExactMetric, Problem
 from qnas_plugin.space import Candidate, Precision
 from qnas_plugin.study import Evaluation, Study, Trial, drive
-from qnas_plugin.supernets import Supernet, check_labels
+from qnas_plugin.supernets import Network, Supernet, check_labels
 
 BASELINES: Mapping[str, tuple[Any, Precision]] = {
     "largest-fp32": ("largest", Precision.FP32),
@@ -72,7 +73,7 @@ class Loaded:
     setting: hardware.RuntimeSetting
     dataset: tasks.Dataset
     processor: tasks.Processor
-    supernet: Supernet
+    supernet: Network
     estimator: Estimator | None = None
     here: bool = True
     notes: tuple[str, ...] = ()
@@ -101,19 +102,39 @@ def load(request: TuneRequest) -> Loaded:
     asked = {"threads": request.threads, "batch_size": request.batch, "sequence_length": request.seq_len}
     setting = profile.runtime.model_copy(update={name: value for name, value in asked.items() if value is not None})
     sizes = tasks.SplitSizes(calibration=request.calibration_samples, search=request.search_samples)
-    dataset = registry.load("tasks", request.task).load(request.data, sizes=sizes)
-    supernet = registry.load("supernets", request.supernet).load(request.checkpoint)
-    if not supernet.pretrained:
-        raise CheckpointError(
-            f"{request.checkpoint} has a configuration but no weights; train it first with: qnas train"
-        )
+    task = registry.load("tasks", request.task)
+    dataset: tasks.Dataset = task.load(request.data, sizes=sizes)
+    dataset = replace(dataset, metric=request.metric or dataset.metric)
+    load_metric(dataset.metric)
+    supernet = load_network(request)
     check_labels(supernet, dataset.label_names, request.data)
-    processor = registry.load("tasks", request.task).processor(request.checkpoint, max_length=request.max_length)
+    processor = task.processor(request.source, max_length=request.max_length)
     if request.latency == "measured":
         return Loaded(request, profile, setting, dataset, processor, supernet)
     setting = latency_table.setting_of(processor.timing_inputs(setting.batch_size, setting.sequence_length), setting)
     estimator, notes = load_table(request, supernet, profile.name, setting)
     return Loaded(request, profile, setting, dataset, processor, supernet, estimator, not wrong, notes)
+
+
+def load_network(request: TuneRequest) -> Any:
+    """The supernet with its weights, or the ONNX model.
+
+    Raises:
+        CheckpointError: It cannot be used, or a supernet has no weights.
+    """
+    if request.model is not None:
+        from qnas_plugin import onnx_model
+
+        return onnx_model.load(request.model, precisions=request.precisions)
+    assert request.supernet is not None
+    supernet: Supernet = registry.load("supernets", request.supernet).load(
+        request.checkpoint, precisions=request.precisions
+    )
+    if not supernet.pretrained:
+        raise CheckpointError(
+            f"{request.checkpoint} has a configuration but no weights; train it first with: qnas train"
+        )
+    return supernet
 
 
 def load_table(
@@ -124,6 +145,10 @@ def load_table(
     Raises:
         LatencyTableError: There is none, it lacks rows, or it does not fit and the user does not insist.
     """
+    if request.supernet is None:
+        raise LatencyTableError(
+            f"{request.source} is one model; latency tables are of supernets, give --latency measured"
+        )
     about = (request.supernet, supernet.shape, sku, setting)
     table = latency_table.load(request.table) if request.table else latency_table.find(*about)
     against = latency_table.check(table, *about)
@@ -152,12 +177,14 @@ def tune(
     loaded = load(request)
     space = loaded.supernet.space
     identity = {
-        "supernet": request.supernet,
+        "supernet": request.supernet or "onnx",
         "checkpoint": loaded.supernet.fingerprint,
         "data": loaded.dataset.fingerprint,
         "hardware": loaded.profile.name,
         "setting": str(loaded.setting),
     }
+    if request.metric:
+        identity["metric"] = request.metric
     if loaded.estimator:
         identity["latency"] = f"table of {loaded.estimator.table.created}"
     storage = request.storage or str(request.out / "study.journal")
@@ -166,17 +193,21 @@ def tune(
         storage, space, request.objectives, identity=identity, limits=request.parsed_limits, name=name
     ) as study:
         request.write(request.out / "request.toml")
-        on_stage("Exporting the supernet and checking it against torch")
+        on_stage("Taking the graph of the network and checking it")
         evaluator = loaded.evaluator()
-        for size, precision in (BASELINES["largest-fp32"], BASELINES["smallest-fp32"]):
-            evaluator.check(space.corner(size, precision))
+        corners = {name: space.corner(*corner) for name, corner in BASELINES.items()}
+        baselines = {candidate.key: name for name, candidate in reversed(corners.items())}
+        corners = {name: candidate for name, candidate in corners.items() if baselines[candidate.key] == name}
+        for name in ("largest-fp32", "smallest-fp32"):
+            if name in corners:
+                evaluator.check(corners[name])
         _search(request, study, evaluator, loaded.profile, on_stage, on_progress)
         on_stage("Verifying the Pareto set on the report split")
         result = verify(
             loaded.request,
             study,
             evaluator,
-            {name: space.corner(*corner) for name, corner in BASELINES.items()},
+            corners,
             loaded.profile,
             on_stage=on_stage,
             notes=loaded.notes,

@@ -25,8 +25,9 @@ from qnas_plugin.environment import detect
 from qnas_plugin.files import write_bytes
 from qnas_plugin.hardware import RuntimeSetting
 from qnas_plugin.materialize import Graph, materialize
+from qnas_plugin.metrics import REFERENCE, Scorer, standard_error
 from qnas_plugin.quantize import Calibrated, calibrate
-from qnas_plugin.space import Candidate, Precision
+from qnas_plugin.space import Candidate
 from qnas_plugin.study import Evaluation
 from qnas_plugin.supernets import Cut
 from qnas_plugin.tasks import Batch, Inputs
@@ -57,7 +58,7 @@ class Workbench:
         graph: The exported supernet.
         calibration: The data of the ranges, encoded.
         search: The data of the accuracy that steers the search; may be encoded at each access.
-        labels: Of these data, shape ``(n,)``.
+        scorer: Of these data.
         timing_inputs: What latencies are measured on.
         setting: What latencies are measured at.
     """
@@ -65,7 +66,7 @@ class Workbench:
     graph: Graph
     calibration: Sequence[Batch]
     search: Sequence[Batch]
-    labels: npt.NDArray[np.int64]
+    scorer: Scorer
     timing_inputs: Inputs
     setting: RuntimeSetting
     _kept: OrderedDict[str, Calibrated] = field(default_factory=OrderedDict, init=False, repr=False)
@@ -77,8 +78,10 @@ class Workbench:
     @cached_property
     def fingerprint(self) -> str:
         """Sixteen hexadecimal digits of the content."""
-        arrays = {"labels": self.labels} | dict(self.timing_inputs) | _named(self.search)
-        return _digest(f"{self._source} {self.setting}".encode(), arrays)[:16]
+        arrays = dict(self.timing_inputs) | _named(self.search)
+        if self.scorer.metric not in REFERENCE:  # what the FP32 model gives follows from the rest
+            arrays["labels"] = np.asarray(self.scorer.targets)
+        return _digest(f"{self._source} {self.setting} {self.scorer.metric}".encode(), arrays)[:16]
 
     @cached_property
     def _source(self) -> str:
@@ -99,7 +102,7 @@ class Workbench:
         """
         seconds = {} if seconds is None else seconds
         calibrated = self._calibrated(job, seconds)
-        policy = {group: Precision(str(job.candidate[f"precision.{group}"])) for group in calibrated.groups}
+        policy = {group: str(job.candidate[f"precision.{group}"]) for group in calibrated.groups}
         with _stage("quantize", seconds):
             return calibrated.emit(policy)
 
@@ -123,12 +126,11 @@ class Workbench:
             with _stage("write", seconds):
                 write_bytes(path, model.SerializeToString(deterministic=True))
             with _stage("accuracy", seconds):
-                predictions = measure.predict(path, self.search, threads=threads)
-        accuracy = measure.accuracy(predictions, self.labels)
+                scores = measure.scores(path, self.search, self.scorer, threads=threads)
         with _stage("latency", seconds):
             latency_ms, spread_ms = job.latency or self._latency(path)
-        metrics = {"accuracy": accuracy, "latency_ms": latency_ms, "size_mb": measure.size_mb(path)}
-        spread = {"accuracy": standard_error(accuracy, len(self.labels)), "latency_ms": spread_ms}
+        metrics = {"accuracy": float(scores.mean()), "latency_ms": latency_ms, "size_mb": measure.size_mb(path)}
+        spread = {"accuracy": standard_error(scores), "latency_ms": spread_ms}
         return Evaluation(metrics, spread, seconds)
 
     def _latency(self, model: Path) -> tuple[float, float]:
@@ -142,10 +144,8 @@ class Workbench:
         if subnet in self._kept:
             self._kept.move_to_end(subnet)
             return self._kept[subnet]
-        statistics = None
-        if batch_norm.has_norms(self.graph):
-            with _stage("statistics", seconds):
-                statistics = batch_norm.estimate(self.graph, job.cut, self.calibration)
+        with _stage("statistics", seconds):
+            statistics = batch_norm.estimate(self.graph, job.cut, self.calibration)
         with _stage("slice", seconds):
             model = materialize(self.graph, job.cut, statistics)
         with _stage("calibrate", seconds):
@@ -160,11 +160,6 @@ class Workbench:
         return self._kept[subnet]
 
 
-def standard_error(accuracy: float, count: int) -> float:
-    """Of a share of ``count`` examples."""
-    return float(np.sqrt(accuracy * (1 - accuracy) / count))
-
-
 def _named(batches: Sequence[Batch]) -> dict[str, npt.NDArray[Any]]:
     """All arrays of some batches."""
     arrays: dict[str, npt.NDArray[Any]] = {}
@@ -177,7 +172,7 @@ def _digest(start: bytes, arrays: Mapping[str, npt.NDArray[Any]]) -> str:
     digest = hashlib.sha256(start)
     for name, array in arrays.items():
         digest.update(f"{name} {array.dtype.str} {array.shape} ".encode())
-        digest.update(np.ascontiguousarray(array).data)
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 

@@ -24,17 +24,12 @@ from torch import nn
 from qnas_plugin.errors import CheckpointError, UsageError
 from qnas_plugin.files import write_json
 from qnas_plugin.hardware import RuntimeSetting
+from qnas_plugin.materialize import OUTPUT, Graph, export
+from qnas_plugin.precision import DEFAULT, Precisions
 from qnas_plugin.space import Candidate, Condition, Genes, Precision, SearchSpace, Variable
 from qnas_plugin.supernets import Cut, Elastic, Part
 from qnas_plugin.supernets._cnn_layers import ElasticConv, start
-from qnas_plugin.supernets._encoder import (
-    PRECISIONS,
-    SCHEMA_VERSION,
-    SUPERNET_FILE,
-    ElasticLinear,
-    read_record,
-    seeded,
-)
+from qnas_plugin.supernets._encoder import SCHEMA_VERSION, SUPERNET_FILE, ElasticLinear, read_record, seeded
 from qnas_plugin.tasks import Batch, Inputs
 
 WEIGHTS_FILE = "model.safetensors"
@@ -69,12 +64,13 @@ class Layer:
     Args:
         path: Of the module.
         group: Its precision group; a group may have several layers.
-        kind: Layers of one kind differ by their variables only.
+        kind: Layers of one kind differ by their variables only; the layers of a group have one kind.
         inputs: The channels that it reads.
         outputs: The channels that it writes.
         block: The block that it is in; layers outside blocks have none.
         kernel: The variable of its kernel size.
         when: The condition under which it exists.
+        precisions: The choices of its group where a user names none.
     """
 
     path: str
@@ -85,6 +81,7 @@ class Layer:
     block: str = ""
     kernel: str | None = None
     when: Condition | None = None
+    precisions: tuple[str, ...] = DEFAULT
 
 
 @dataclass(frozen=True)
@@ -113,6 +110,7 @@ class CnnSupernet:
         plan: How the variables shape it.
         family: The registered name.
         elastic: The choices that the plan was made with.
+        precisions: What the user says of the precision of groups.
         pretrained: Whether the weights are more than random numbers.
         training: What ``save`` records about how the weights came about.
     """
@@ -125,12 +123,14 @@ class CnnSupernet:
         elastic: Elastic,
         *,
         pretrained: bool,
+        precisions: Precisions | None = None,
         training: Mapping[str, Any] | None = None,
     ) -> None:
         self.model: Any = model
         self.plan = plan
         self.family = family
         self.elastic = elastic
+        self.precisions = precisions or Precisions()
         self.pretrained = pretrained
         self.training = dict(training or {})
 
@@ -140,9 +140,12 @@ class CnnSupernet:
 
     @cached_property
     def space(self) -> SearchSpace:
-        groups = {layer.group: layer.when for layer in self.plan.layers}
-        precisions = (Variable(f"precision.{group}", PRECISIONS, "precision", when) for group, when in groups.items())
-        return SearchSpace((*self.plan.variables, *precisions))
+        firsts = {layer.group: layer for layer in reversed(self.plan.layers)}
+        policy = [
+            Variable(f"precision.{group}", self.precisions.of(group, layer.precisions), "precision", layer.when)
+            for group, layer in reversed(firsts.items())
+        ]
+        return SearchSpace((*self.plan.variables, *policy))
 
     @cached_property
     def groups(self) -> Mapping[str, tuple[str, ...]]:
@@ -165,7 +168,8 @@ class CnnSupernet:
     @cached_property
     def parts(self) -> tuple[Part, ...]:
         parts = [Part("rest"), *self.plan.cores]
-        for layer in self.plan.layers:
+        for group, paths in self.groups.items():
+            layer = next(layer for layer in self.plan.layers if layer.group == group)
             variables: dict[str, str] = {}
             for prefix, channels in (("", layer.outputs), ("in_", layer.inputs)):
                 for label, name in channels.variables.items():
@@ -173,8 +177,8 @@ class CnnSupernet:
                         variables[f"{prefix}{label}"] = name
             if layer.kernel is not None:
                 variables["kernel"] = layer.kernel
-            variables["precision"] = f"precision.{layer.group}"
-            parts.append(Part(layer.kind, variables, (layer.path.removesuffix(".conv"),), layer.block))
+            variables["precision"] = f"precision.{group}"
+            parts.append(Part(layer.kind, variables, tuple(path.removesuffix(".conv") for path in paths), layer.block))
         return tuple(parts)
 
     def example(self, setting: RuntimeSetting) -> Inputs:
@@ -189,6 +193,16 @@ class CnnSupernet:
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()[:12]
+
+    def graph(self, inputs: Inputs) -> Graph:
+        return export(self, inputs)
+
+    def outputs(self, cut: Cut, inputs: Inputs) -> Mapping[str, npt.NDArray[Any]]:
+        self.activate(cut)
+        with torch.no_grad():
+            values = self.model(**{name: torch.as_tensor(array) for name, array in inputs.items()}).logits.numpy()
+        self.activate(None)
+        return {OUTPUT: values}
 
     def cut(self, candidate: Candidate) -> Cut:
         def exists(condition: Condition | None) -> bool:
@@ -235,7 +249,7 @@ class CnnSupernet:
             return self.model.get_submodule(path).register_forward_pre_hook(hook)
 
         elastic = {layer.outputs: None for layer in self.plan.layers if layer.outputs.table.size > 1}
-        readers = {c: [r for r in self.plan.layers if r.inputs is c and r.outputs is not c] for c in elastic}
+        readers = {c: [r for r in self.plan.layers if r.inputs is c and not self._depthwise(r)] for c in elastic}
         with self._whole():
             hooks = [record(reader.path) for own in readers.values() for reader in own]
             try:
@@ -275,7 +289,7 @@ class CnnSupernet:
         for layer in self.plan.layers:
             module, precision = self.model.get_submodule(layer.path), space.index[f"precision.{layer.group}"]
             size = count(layer.outputs).astype(np.float64)
-            if getattr(module, "groups", 1) == 1:
+            if not self._depthwise(layer):
                 size = size * count(layer.inputs)
             if layer.kernel is not None:
                 i = space.index[layer.kernel]
@@ -283,7 +297,7 @@ class CnnSupernet:
             elif isinstance(module, ElasticConv):
                 size = size * module.kernels[-1] ** 2
             choices = space.variables[precision].choices
-            width = np.array([1 if choice == Precision.INT8.value else 4 for choice in choices])
+            width = np.array([4 if choice == Precision.FP32 else 1 for choice in choices])
             total += size * width[genes[:, precision]] * active[:, precision]
         return total / 1e6
 
@@ -306,6 +320,9 @@ class CnnSupernet:
         }
         write_json(folder / SUPERNET_FILE, record)
 
+    def _depthwise(self, layer: Layer) -> bool:
+        return getattr(self.model.get_submodule(layer.path), "groups", 1) > 1
+
     def _norm(self, path: str) -> Any:
         """The BatchNorm of a convolution, if it has one."""
         return getattr(self.model.get_submodule(path.rpartition(".")[0]), "bn", None) if "." in path else None
@@ -314,7 +331,9 @@ class CnnSupernet:
     def _whole(self) -> Iterator[None]:
         """The whole supernet inside, what was active before after."""
         layers = [self.model.get_submodule(layer.path) for layer in self.plan.layers]
-        kernels = {layer.path: self.model.get_submodule(layer.path).kernel for layer in self.plan.layers if layer.kernel}
+        kernels = {
+            layer.path: self.model.get_submodule(layer.path).kernel for layer in self.plan.layers if layer.kernel
+        }
         before = Cut(
             tuple(path for path in self.plan.optional if self.model.get_submodule(path).skipped),
             {layer.path: module.width for layer, module in zip(self.plan.layers, layers, strict=True)},
@@ -347,6 +366,7 @@ def load_cnn(
     checkpoint: str,
     label_names: Sequence[str] | None,
     elastic: Elastic | None,
+    precisions: Precisions | None,
 ) -> CnnSupernet:
     """Loads a folder with a configuration and, unless random ones are wanted, weights.
 
@@ -361,6 +381,7 @@ def load_cnn(
         checkpoint: The folder.
         label_names: For a checkpoint that no training of ours wrote: the classes that a new classifier is for.
         elastic: Choices asked for; they replace the recorded ones.
+        precisions: What the user says of the precision of groups.
 
     Raises:
         CheckpointError: There is no such folder, or it is damaged or of another model type.
@@ -400,7 +421,11 @@ def load_cnn(
     if state is not None:
         _fill(model, state, folder, new_classes=record is None and label_names is not None)
     training = record["training"] if record else None
-    return CnnSupernet(model.eval(), plan, family, chosen, pretrained=state is not None, training=training)
+    supernet = CnnSupernet(
+        model.eval(), plan, family, chosen, precisions=precisions, pretrained=state is not None, training=training
+    )
+    supernet.precisions.check(tuple(supernet.groups))
+    return supernet
 
 
 def ofa_name(name: str) -> str:
@@ -409,7 +434,9 @@ def ofa_name(name: str) -> str:
     OFA (github.com/mit-han-lab/once-for-all, ``elastic_nn/modules``) wraps each layer in modules of the same name, more
     of them in its elastic networks than in plain ones, and blocks in a residual module whose name changed.
     """
-    name = name.removeprefix("module.").replace(".mobile_inverted_conv.", ".conv.").replace(".depth_conv.se.fc.", ".se.")
+    name = (
+        name.removeprefix("module.").replace(".mobile_inverted_conv.", ".conv.").replace(".depth_conv.se.fc.", ".se.")
+    )
     name = re.sub(r"^(blocks\.\d+)\.conv\.", r"\1.", name)
     name = re.sub(r"(\.conv)+\.weight$", ".conv.weight", name)
     name = re.sub(r"(\.conv)+\.(\d+to\d+_matrix)$", r".conv.\2", name)

@@ -1,4 +1,4 @@
-"""Elastic layers of convolutional networks: what a subnet uses of them is the first channels and the kernel's centre."""
+"""Elastic layers of convolutional networks: a subnet uses their first channels and the centres of their kernels."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import ResNetConfig
 from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention
 
+from qnas_plugin.precision import Precisions
 from qnas_plugin.space import Condition, Variable
 from qnas_plugin.supernets import Elastic, Part
 from qnas_plugin.supernets._cnn import Channels, Classifier, CnnSupernet, Layer, Plan, load_cnn
@@ -29,6 +30,10 @@ CONFIG = {
 
 ELASTIC = Elastic(depth=(0, 1, 2), expand=(0.2, 0.25, 0.35), width=(0.65, 0.8, 1.0))
 """OFA's space (Cai et al. 2020); ``depth`` counts the optional blocks of a stage that are there."""
+
+
+PRECISIONS = ("int8", "int8-asym", "fp32")
+"""SimQ-NAS chooses for each convolution INT8 or FP32, and symmetric or asymmetric weights, which FP32 does not need."""
 
 
 class Residual(Unit):
@@ -105,9 +110,9 @@ def build(config: Any, elastic: Elastic) -> tuple[ResNet, Plan]:
     stem = Channels(np.array([divisible(count // 2) for count in stream.table.tolist()]), {"width": "stem.inner"})
     deep = Condition("stem.depth", (elastic.depth[-1],))
     layers = [
-        Layer("input_stem.0.conv", "stem.0", "stem.0", pixels, stem),
-        Layer("input_stem.1.conv", "stem.1", "stem.1", stem, stem, "stem.1", when=deep),
-        Layer("input_stem.2.conv", "stem.2", "stem.2", stem, stream),
+        Layer("input_stem.0.conv", "stem.0", "stem.0", pixels, stem, precisions=PRECISIONS),
+        Layer("input_stem.1.conv", "stem.1", "stem.1", stem, stem, when=deep, precisions=PRECISIONS),
+        Layer("input_stem.2.conv", "stem.2", "stem.2", stem, stream, precisions=PRECISIONS),
     ]
     relu = nn.functional.relu
     units = [
@@ -125,22 +130,29 @@ def build(config: Any, elastic: Elastic) -> tuple[ResNet, Plan]:
         for position in range(depth):
             path, name = f"blocks.{len(blocks)}", f"block.{len(blocks)}"
             extra = position - (depth - elastic.depth[-1])
-            when = Condition(f"stage.{stage}.depth", tuple(d for d in elastic.depth if d > extra)) if extra >= 0 else None
+            when = (
+                Condition(f"stage.{stage}.depth", tuple(d for d in elastic.depth if d > extra)) if extra >= 0 else None
+            )
             if when is not None:
                 optional[path] = when
             variables.append(Variable(f"{name}.expand", elastic.expand, when=when))
             table = [divisible(round(o * e)) for o, e in product(outputs.table.tolist(), elastic.expand)]
-            inner = Channels(
-                np.array(table).reshape(len(elastic.width), len(elastic.expand)),
-                {"width": f"stage.{stage}.width", "expand": f"{name}.expand"},
+            inner, second = (
+                Channels(
+                    np.array(table).reshape(len(elastic.width), len(elastic.expand)),
+                    {"width": f"stage.{stage}.width", "expand": f"{name}.expand"},
+                )
+                for _ in range(2)
             )
             kind = f"stage.{stage}" + (".first" if position == 0 else "")
-            ends = [("conv1", stream, inner), ("conv2", inner, inner), ("conv3", inner, outputs)]
+            ends = [("conv1", stream, inner), ("conv2", inner, second), ("conv3", second, outputs)]
             ends += [("downsample", stream, outputs)] if position == 0 else []
             for role, source, target in ends:
-                group, kind_of_layer = f"{name}.{role}", f"{kind}.{role}"
-                layers.append(Layer(f"{path}.{role}.conv", group, kind_of_layer, source, target, name, when=when))
-            cores.append(Part(f"{kind}.core", {"width": f"stage.{stage}.width", "expand": f"{name}.expand"}, (path,), name))
+                ids = f"{path}.{role}.conv", f"{name}.{role}", f"{kind}.{role}"
+                layers.append(Layer(*ids, source, target, name, when=when, precisions=PRECISIONS))
+            cores.append(
+                Part(f"{kind}.core", {"width": f"stage.{stage}.width", "expand": f"{name}.expand"}, (path,), name)
+            )
             stride = 2 if position == 0 and stage > 0 else 1
             blocks.append(Bottleneck(stream.largest, inner.largest, outputs.largest, stride, first=position == 0))
             stream = outputs
@@ -156,6 +168,12 @@ def largest(config: Any) -> Elastic:
     return Elastic(depth=tuple(range(optional + 1)), expand=(*expand, config.expand_ratio), width=ELASTIC.width)
 
 
-def load(checkpoint: str, *, label_names: Sequence[str] | None = None, elastic: Elastic | None = None) -> CnnSupernet:
+def load(
+    checkpoint: str,
+    *,
+    label_names: Sequence[str] | None = None,
+    elastic: Elastic | None = None,
+    precisions: Precisions | None = None,
+) -> CnnSupernet:
     """See ``qnas_plugin.supernets``; ``checkpoint`` is a folder."""
-    return load_cnn("resnet50", ResNetConfig, CONFIG, largest, build, checkpoint, label_names, elastic)
+    return load_cnn("resnet50", ResNetConfig, CONFIG, largest, build, checkpoint, label_names, elastic, precisions)

@@ -7,16 +7,16 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 
 from qnas_plugin import registry
 from qnas_plugin.errors import CheckpointError, UsageError
 from qnas_plugin.materialize import export, export_module, materialize
-from qnas_plugin.measure import logits
 from qnas_plugin.space import Candidate, Precision
 from qnas_plugin.supernets import Elastic, Supernet, check_labels
-from qnas_plugin.tasks import Batch
+from qnas_plugin.tasks import Batch, Inputs
 
 INPUTS = {
     "bert": {
@@ -52,6 +52,11 @@ def run(supernet: Supernet, family: str) -> np.ndarray:
     with torch.no_grad():
         output = supernet.model(**{name: torch.as_tensor(array) for name, array in INPUTS[family].items()})
     return np.asarray(output.logits)
+
+
+def logits(model: bytes, inputs: Inputs) -> np.ndarray:
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    return np.asarray(session.run(["logits"], {node.name: inputs[node.name] for node in session.get_inputs()})[0])
 
 
 def sampled(supernet: Supernet, count: int) -> list[Candidate]:
