@@ -66,11 +66,11 @@ def _batch_normalisation(norm: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
     path, (source, weight, bias, *_), (result, *_) = module_path(norm), norm.input, norm.output
     mean, variance = f"{path}.batch_mean", f"{path}.batch_variance"
     centred, square, safe, deviation, normal, scaled = (f"{path}.{i}" for i in range(6))
-    axes = {"axes": [0, 2, 3], "keepdims": 1}
-    yield helper.make_node("ReduceMean", [source], [mean], **axes)
+    axes = [0, 2, 3]
+    yield helper.make_node("ReduceMean", [source], [mean], axes=axes, keepdims=1)
     yield helper.make_node("Sub", [source, mean], [centred])
     yield helper.make_node("Mul", [centred, centred], [square])
-    yield helper.make_node("ReduceMean", [square], [variance], **axes)
+    yield helper.make_node("ReduceMean", [square], [variance], axes=axes, keepdims=1)
     yield helper.make_node("Add", [variance, f"{path}.epsilon"], [safe])
     yield helper.make_node("Sqrt", [safe], [deviation])
     yield helper.make_node("Div", [centred, deviation], [normal])

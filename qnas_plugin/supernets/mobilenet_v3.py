@@ -36,7 +36,7 @@ ELASTIC = Elastic(depth=(2, 3, 4), kernel=(3, 5, 7), expand=(3, 4, 6))
 """OFA's space (Cai et al. 2020)."""
 
 HARD_SWISH = (False, False, True, True, True)
-SQUEEZE_EXCITE = (True, False, True, True, False)
+SQUEEZE_EXCITE = (False, True, False, True, True)
 """What the blocks of each stage have: h-swish instead of ReLU, and a squeeze-and-excite part."""
 
 
@@ -50,7 +50,8 @@ class SqueezeExcite(nn.Module):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         inner = nn.functional.relu(self.reduce(input.mean((2, 3), keepdim=True)))
-        return input * nn.functional.hardsigmoid(self.expand(inner))
+        scale: torch.Tensor = nn.functional.hardsigmoid(self.expand(inner))
+        return input * scale
 
 
 class InvertedResidual(nn.Module):
