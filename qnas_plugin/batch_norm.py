@@ -21,10 +21,13 @@ BATCH = 64
 """Examples that one estimate comes from, at least."""
 
 
+def needed(graph: Graph, cut: Cut) -> bool:
+    """Whether a subnet has BatchNorms; what is no supernet's, and so has one network only, keeps its own."""
+    return bool(cut.widths) and any(node.op_type == "BatchNormalization" for node in graph.model.graph.node)
+
+
 def estimate(graph: Graph, cut: Cut, batches: Sequence[Batch], *, threads: int = 1) -> Statistics:
     """The statistics of a subnet's BatchNorms, for ``materialize``: those that torch normalises by in training mode.
-
-    None at all for a graph without BatchNorms, and for one that is no supernet's.
 
     Args:
         graph: Of the supernet.
@@ -32,8 +35,6 @@ def estimate(graph: Graph, cut: Cut, batches: Sequence[Batch], *, threads: int =
         batches: Training examples; small batches are joined.
         threads: Threads of the run.
     """
-    if not any(node.op_type == "BatchNormalization" for node in graph.model.graph.node) or not cut.widths:
-        return {}
     model, weights = sliced(graph, cut)
     nodes: list[onnx.NodeProto] = []
     paths: list[str] = []

@@ -144,8 +144,10 @@ class Workbench:
         if subnet in self._kept:
             self._kept.move_to_end(subnet)
             return self._kept[subnet]
-        with _stage("statistics", seconds):
-            statistics = batch_norm.estimate(self.graph, job.cut, self.calibration)
+        statistics = None
+        if batch_norm.needed(self.graph, job.cut):
+            with _stage("statistics", seconds):
+                statistics = batch_norm.estimate(self.graph, job.cut, self.calibration)
         with _stage("slice", seconds):
             model = materialize(self.graph, job.cut, statistics)
         with _stage("calibrate", seconds):

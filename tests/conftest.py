@@ -99,8 +99,8 @@ def resnet50_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def mobilenet_v3_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random MobileNetV3 of 5 stages with up to 3 blocks and 16 channels, for the digits."""
-    config = {"model_type": "mobilenet_v2", "widths": [8, 8, 8, 8, 16, 16, 16, 32, 48], "depths": [3, 3, 3, 3, 3]}
+    """A random MobileNetV3 of 5 stages with up to 2 blocks and 16 channels, for the digits."""
+    config = {"model_type": "mobilenet_v2", "widths": [8, 8, 8, 8, 16, 16, 16, 32, 48], "depths": [2, 2, 2, 2, 2]}
     return _cnn_checkpoint(tmp_path_factory.mktemp("mobilenet_v3"), config, mobilenet_v3)
 
 
