@@ -26,7 +26,7 @@ from qnas_plugin.hardware import RuntimeSetting
 from qnas_plugin.materialize import OUTPUT, Graph, export
 from qnas_plugin.precision import Precisions
 from qnas_plugin.space import Candidate, Condition, Genes, Precision, SearchSpace, Variable
-from qnas_plugin.supernets import Cut, Elastic, Part
+from qnas_plugin.supernets import Cut, Elastic, Part, Supernet
 from qnas_plugin.tasks import Batch, Inputs
 
 SUPERNET_FILE = "supernet.json"
@@ -176,21 +176,13 @@ class EncoderSupernet:
 
     @property
     def fingerprint(self) -> str:
-        digest = hashlib.sha256(self.space.fingerprint.encode())
-        for name, tensor in sorted(self.model.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()[:12]
+        return fingerprint(self.model, self.space)
 
     def graph(self, inputs: Inputs) -> Graph:
         return export(self, inputs)
 
     def outputs(self, cut: Cut, inputs: Inputs) -> Mapping[str, npt.NDArray[Any]]:
-        self.activate(cut)
-        with torch.no_grad():
-            values = self.model(**{name: torch.as_tensor(array) for name, array in inputs.items()}).logits.numpy()
-        self.activate(None)
-        return {OUTPUT: values}
+        return outputs(self, cut, inputs)
 
     def cut(self, candidate: Candidate) -> Cut:
         kept = kept_layers(len(self.layers), int(candidate["depth"]))
@@ -322,6 +314,25 @@ class EncoderSupernet:
                 linear.width = width
             for attention, (count, size) in zip(attentions, heads, strict=True):
                 attention.num_attention_heads, attention.all_head_size = count, size
+
+
+def fingerprint(model: nn.Module, space: SearchSpace) -> str:
+    """Twelve hexadecimal digits of the weights and the space."""
+    digest = hashlib.sha256(space.fingerprint.encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:12]
+
+
+@torch.no_grad()
+def outputs(supernet: Supernet, cut: Cut, inputs: Inputs) -> Mapping[str, npt.NDArray[Any]]:
+    """What torch computes of a subnet for one batch."""
+    supernet.activate(cut)
+    tensors = {name: torch.as_tensor(array) for name, array in inputs.items()}
+    values = {OUTPUT: supernet.model(**tensors).logits.numpy()}
+    supernet.activate(None)
+    return values
 
 
 def kept_layers(layers: int, depth: int) -> tuple[int, ...]:

@@ -15,7 +15,8 @@ from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention
 from qnas_plugin.precision import Precisions
 from qnas_plugin.space import Condition, Variable
 from qnas_plugin.supernets import Elastic, Part
-from qnas_plugin.supernets._cnn import Channels, Classifier, CnnSupernet, Layer, Plan, load_cnn
+from qnas_plugin.supernets._cnn import Channels, Classifier, CnnSupernet, Layer, Plan
+from qnas_plugin.supernets._cnn_checkpoint import load_cnn
 from qnas_plugin.supernets._cnn_layers import ElasticConv, Unit, divisible
 
 CONFIG = {

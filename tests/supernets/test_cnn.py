@@ -12,7 +12,8 @@ from qnas_plugin import registry
 from qnas_plugin.errors import CheckpointError, UsageError
 from qnas_plugin.space import Precision
 from qnas_plugin.supernets import Elastic
-from qnas_plugin.supernets._cnn import CnnSupernet, ofa_name
+from qnas_plugin.supernets._cnn import CnnSupernet
+from qnas_plugin.supernets._cnn_checkpoint import ofa_name
 from qnas_plugin.supernets._cnn_layers import ElasticConv, divisible
 
 MODEL_TYPE = {"resnet50": "resnet", "mobilenet_v3": "mobilenet_v2"}
