@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from qnas_plugin.errors import CheckpointError, UsageError
+from qnas_plugin.errors import CheckpointError, QnasError, UsageError
 from qnas_plugin.precision import Precisions
 from qnas_plugin.supernets import Elastic
 from qnas_plugin.supernets._cnn import WEIGHTS_FILE, CnnSupernet, Plan
@@ -70,18 +70,18 @@ def load_cnn(
         if record is None and label_names is not None:
             config.id2label = dict(enumerate(label_names))
             config.label2id = {name: i for i, name in enumerate(label_names)}
+        largest = elastic_of(config)
+        chosen = record["elastic"] if record else largest
+        if elastic is not None:
+            chosen = replace(chosen, **{name: choices for name, choices in asdict(elastic).items() if choices})
+        _check(chosen, largest, family)
+        with seeded(0):
+            model, plan = build(config, chosen)
+            start(model)
+    except QnasError:
+        raise
     except (ValueError, TypeError, AttributeError) as error:
-        if isinstance(error, CheckpointError):
-            raise
         raise CheckpointError(f"{path} is no configuration of '{family}': {error}") from None
-    largest = elastic_of(config)
-    chosen = record["elastic"] if record else largest
-    if elastic is not None:
-        chosen = replace(chosen, **{name: choices for name, choices in asdict(elastic).items() if choices})
-    _check(chosen, largest, family)
-    with seeded(0):
-        model, plan = build(config, chosen)
-        start(model)
     model.config = config
     state = _read_weights(folder)
     if state is not None:

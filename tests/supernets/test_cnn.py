@@ -186,6 +186,12 @@ def test_divisible_keeps_nine_tenths() -> None:
     assert [divisible(n) for n in (3, 11, 12, 41.6, 64, 166.4)] == [8, 16, 16, 40, 64, 168]
 
 
+def test_load_refuses_a_configuration_that_does_not_fit(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "resnet", "depths": [4, 4]}')
+    with pytest.raises(CheckpointError, match="is no configuration of 'resnet50'"):
+        registry.load("supernets", "resnet50").load(str(tmp_path))
+
+
 def test_load_refuses_another_elastic_dimension(resnet50_checkpoint: Path) -> None:
     with pytest.raises(UsageError, match="'resnet50' has no elastic kernel; it has: depth, expand, width"):
         registry.load("supernets", "resnet50").load(str(resnet50_checkpoint), elastic=Elastic(kernel=(3, 5)))

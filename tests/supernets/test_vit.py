@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -45,9 +46,9 @@ def dinov2() -> PreTrainedModel:
 
 
 @pytest.mark.parametrize("make", [deit, dinov2])
-def test_load_takes_other_vision_transformers(make: object, tmp_path: Path) -> None:
+def test_load_takes_other_vision_transformers(make: Callable[[], PreTrainedModel], tmp_path: Path) -> None:
     torch.manual_seed(0)
-    plain: PreTrainedModel = make().eval()  # type: ignore[operator]
+    plain = make().eval()
     plain.save_pretrained(tmp_path)
     crop = {"height": 8, "width": 8}
     BitImageProcessor(size={"shortest_edge": 9}, crop_size=crop).save_pretrained(tmp_path)
