@@ -20,10 +20,10 @@ from typing import Any
 
 import numpy as np
 
+from qnas_plugin.commands.retarget import retarget
+from qnas_plugin.commands.tune import load, tune
 from qnas_plugin.objectives import Losses, hypervolume, losses
 from qnas_plugin.request import TuneRequest
-from qnas_plugin.retarget import retarget
-from qnas_plugin.tune import load, tune
 
 OBJECTIVES = ("accuracy", "latency_ms", "size_mb")
 

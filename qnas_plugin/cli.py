@@ -82,6 +82,9 @@ def train(
             "Trained in each step beside the whole supernet: random, sandwich (random and smallest), none.", "random"
         ),
     ] = None,
+    shrinking: Annotated[
+        Number, _option("Share of the steps over which subnets may become smaller, step by step.", 0)
+    ] = None,
     task_weight: Annotated[
         Number, _option("Share of cross-entropy in the loss; distillation has the rest.", 0.3)
     ] = None,
@@ -90,6 +93,9 @@ def train(
     depth: Annotated[Text, _option("Choices for the number of layers, like 3,4,5,6.", "the family's own")] = None,
     heads: Annotated[Text, _option("Choices for the heads of a layer.", "the family's own")] = None,
     ffn: Annotated[Text, _option("Choices for the feed-forward width of a layer.", "the family's own")] = None,
+    kernel: Annotated[Text, _option("Choices for the size of kernels, like 3,5,7.", "the family's own")] = None,
+    expand: Annotated[Text, _option("Choices for the relative width inside a block.", "the family's own")] = None,
+    width: Annotated[Text, _option("Choices for the relative width of a stage.", "the family's own")] = None,
     max_length: LengthOption = None,
     calibration_samples: CalibrationOption = None,
     search_samples: SearchOption = None,
@@ -103,7 +109,7 @@ def train(
     "accelerate launch -m qnas_plugin" in place of "qnas".
     """
     options = {name: value for name, value in locals().items() if name not in ("config", "as_json")}
-    for name in ("depth", "heads", "ffn"):
+    for name in ("depth", "heads", "ffn", "kernel", "expand", "width"):
         options[name] = _numbers(name, options[name])
     from qnas_plugin.console import training
     from qnas_plugin.request import TrainRequest
@@ -372,11 +378,11 @@ def show(
     showing(what)
 
 
-def _numbers(name: str, text: str | None) -> tuple[int, ...] | None:
+def _numbers(name: str, text: str | None) -> tuple[float, ...] | None:
     if text is None:
         return None
     try:
-        return tuple(int(part) for part in text.split(","))
+        return tuple(float(part) if "." in part else int(part) for part in text.split(","))
     except ValueError:
         raise UsageError(f"--{name} takes numbers with commas between them, like 3,4,6; got '{text}'") from None
 

@@ -150,7 +150,8 @@ def _pool(decomposition: Decomposition, rng: np.random.Generator) -> Genes:
     int8 = np.array([v.choices.index("int8") if v.kind == "precision" else 0 for v in space.variables])
     fp32 = np.array([v.choices.index("fp32") if v.kind == "precision" else 0 for v in space.variables])
     share = rng.random((_POOL, 1))
-    drawn = np.where(rng.random(genes.shape) < share, int8, fp32)
+    rounded = np.where(genes == fp32, int8, genes)  # another 8-bit format where one was drawn
+    drawn = np.where(rng.random(genes.shape) < share, rounded, fp32)
     genes = np.where(precision, drawn, genes)
     for part in decomposition.parts:
         twin = next(other for other in decomposition.parts if other.kind == part.kind)

@@ -250,7 +250,11 @@ def test_tune_names_the_nearest_member_when_nothing_keeps_a_limit(
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
-        (["tune", "--supernet", "brt"], 2, "unknown supernet 'brt'; did you mean 'bert'? have: bert, vit"),
+        (
+            ["tune", "--supernet", "brt"],
+            2,
+            "unknown supernet 'brt'; did you mean 'bert'? have: bert, mobilenet_v3, resnet50, vit",
+        ),
         (
             ["tune", "--supernet", "bert", "--checkpoint", "c", "--task", "text"],
             2,
