@@ -78,7 +78,7 @@ SPACES = {
             _EXAMPLES / "shapes" / "minilm-l6",
             Elastic(),
             "text_classification",
-            SplitSizes(search=500),
+            SplitSizes(search=400, report=256),
             policies=4,
         ),
     )
