@@ -301,11 +301,19 @@ def export(
 @app.command()
 def show(
     what: Annotated[str, typer.Argument(help="supernets, tasks, algorithms, predictors or hardware.")],
+    study: Annotated[
+        Path | None, typer.Option(help="With predictors: a folder of qnas tune, to show how well they rank its trials.")
+    ] = None,
 ) -> None:
-    """List what is registered."""
-    from qnas_plugin.console import showing
+    """List what is registered, or show how well predictors rank the trials of a study."""
+    from qnas_plugin import console
 
-    showing(what)
+    if study is None:
+        console.showing(what)
+    elif what == "predictors":
+        console.ranking_predictors(study)
+    else:
+        raise UsageError(f"--study is for qnas show predictors; got 'qnas show {what}'")
 
 
 def _numbers(name: str, text: str | None) -> tuple[int, ...] | None:

@@ -25,9 +25,9 @@ import numpy.typing as npt
 from benchmarks.search.contenders import CONTENDERS, trace
 from benchmarks.search.replay import Replay
 from benchmarks.search.spaces import SPACES
-from qnas_plugin.files import write_bytes, write_json
+from qnas_plugin.files import write_json
 from qnas_plugin.objectives import hypervolume
-from qnas_plugin.space import Precision
+from qnas_plugin.space import Genes, Precision
 
 Floats = npt.NDArray[np.float64]
 BUDGET = 250
@@ -49,6 +49,10 @@ class Run:
         """Where its evaluations are kept."""
         words = re.sub(r"[^a-z0-9]+", "-", f"{self.contender} {self.budget}".lower())
         return folder / f"{self.space}-{len(self.objectives)}" / words / f"{self.seed}.json"
+
+    def genes(self, folder: Path) -> Genes:
+        """What it evaluated, in order: canonical genotypes ``(m, n)``."""
+        return np.array(json.loads(self.path(folder).read_text())["genes"], dtype=np.int64)
 
 
 def main() -> None:
@@ -113,14 +117,13 @@ def traces(replay: Replay, runs: Sequence[Run], folder: Path, *, smooth: bool) -
     """
     shares = np.empty((len(runs), max(run.budget for run in runs)))
     for i, run in enumerate(runs):
-        genes = np.array(json.loads(run.path(folder).read_text())["genes"], dtype=np.int64)
-        points = replay.losses(genes, smooth=smooth)
+        points = replay.losses(run.genes(folder), smooth=smooth)
         volumes = [hypervolume(points[: n + 1], replay.reference) for n in range(len(points))]
         shares[i] = np.pad(volumes, (0, shares.shape[1] - len(points)), mode="edge")
     return shares / replay.best_volume
 
 
-def table(replay: Replay, runs: Sequence[Run], folder: Path) -> str:
+def table(replay: Replay, runs: Sequence[Run], folder: Path, rival: str = RIVAL) -> str:
     """A Markdown table: a row a contender, medians and quartiles over seeds."""
     observed, smooth = (traces(replay, runs, folder, smooth=smooth) for smooth in (False, True))
     names = list(dict.fromkeys(run.contender for run in runs))
@@ -134,7 +137,7 @@ def table(replay: Replay, runs: Sequence[Run], folder: Path) -> str:
     for name in names:
         reach = []
         for shares in (observed, smooth):
-            goal = float(np.median(shares[of.get(RIVAL, of[name]), -1]))
+            goal = float(np.median(shares[of.get(rival, of[name]), -1]))
             reach.append(_quartiles([_first(row, goal) for row in shares[of[name]]], "{:.0f}"))
         ends = [_quartiles(smooth[of[name], n - 1], "{:.3f}") for n in (min(50, smooth.shape[1]), smooth.shape[1])]
         seconds = [json.loads(runs[i].path(folder).read_text())["seconds"] for i in of[name]]

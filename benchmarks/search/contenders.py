@@ -35,7 +35,7 @@ from qnas_plugin.space import Candidate, Genes, SearchSpace, unique_rows
 
 Evaluate = Callable[[Candidate], Mapping[str, float]]
 Contender = Callable[[Problem, Evaluate, int], None]
-"""Searches a problem with an evaluation function and a seed until that function raises ``Spent``, or nothing is left."""
+"""Searches a problem with an evaluation function and a seed until that raises ``Spent``, or nothing is left."""
 
 POPULATION = 50
 
@@ -160,10 +160,10 @@ def sampled(make: Callable[[int], optuna.samplers.BaseSampler]) -> Contender:
 def published_linas(problem: Problem, evaluate: Evaluate, seed: int, *, exact: bool = False) -> None:
     """LINAS as DyNAS-T 1.6.0 runs it, for its BERT supernets.
 
-    50 uniform draws; in each of five loops all 50 are measured, known or not; for every objective ridge and SVR by grid
-    search on the absolute percentage error of one-hot features; NSGA-II for two objectives or U-NSGA-III for three, from
-    the same random draws each time, with SBX and polynomial mutation that are rounded, 20,000 predictions; all of the
-    last population comes next. Differs: features of skipped layers are all zero, which it gets wrong.
+    50 uniform draws; in each loop all 50 are measured, known or not; for every objective ridge and SVR by grid search on
+    the absolute percentage error of one-hot features; NSGA-II for two objectives or U-NSGA-III for three, from the same
+    random draws each time, with SBX and polynomial mutation that are rounded, 20,000 predictions; all of the last
+    population comes next. Differs: features of skipped layers are all zero, which it gets wrong.
 
     Args:
         exact: Takes latency and size as known, as this package does, instead of predicting them.
@@ -190,8 +190,10 @@ def published_linas(problem: Problem, evaluate: Evaluate, seed: int, *, exact: b
                 trained[name].predict(X) if name in trained else problem.exact[name](found)
                 for name in problem.objectives
             ]
-            return losses([dict(zip(problem.objectives, row, strict=True)) for row in zip(*columns, strict=True)],
-                          problem.objectives)
+            return losses(
+                [dict(zip(problem.objectives, row, strict=True)) for row in zip(*columns, strict=True)],
+                problem.objectives,
+            )
 
         count = len(problem.objectives)
         options = {"pop_size": POPULATION, "sampling": IntegerRandomSampling(), "eliminate_duplicates": True}
@@ -213,8 +215,7 @@ def _grid_searched(X: Any, y: Any) -> Any:
         (SVR(kernel="rbf", gamma="auto", epsilon=0.0, max_iter=1_000_000), {"C": np.arange(1, 101)}),
     )
     searches = [
-        GridSearchCV(model, grid, scoring="neg_mean_absolute_percentage_error", cv=5).fit(X, y)
-        for model, grid in grids
+        GridSearchCV(model, grid, scoring="neg_mean_absolute_percentage_error", cv=5).fit(X, y) for model, grid in grids
     ]
     return max(searches, key=lambda search: search.best_score_).best_estimator_
 

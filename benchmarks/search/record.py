@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import contextlib
 import json
 import tempfile
 from collections.abc import Iterator
@@ -30,7 +31,7 @@ from qnas_plugin.environment import environment
 from qnas_plugin.files import write_bytes
 from qnas_plugin.hardware import RuntimeSetting
 from qnas_plugin.materialize import export
-from qnas_plugin.search import _pymoo
+from qnas_plugin.search import _evolution
 from qnas_plugin.space import Genes, Precision, SearchSpace
 from qnas_plugin.supernets import Supernet
 from qnas_plugin.tasks import Batch, Dataset, Examples, Processor
@@ -50,23 +51,11 @@ def main() -> None:
     parser.add_argument("--candidates", type=int, required=True)
     options = parser.parse_args()
     recorded = SPACES[options.space]
-    supernet: Supernet = registry.load("supernets", recorded.supernet).load(options.checkpoint)
-    dataset: Dataset = registry.load("tasks", recorded.task).load(options.data, sizes=recorded.sizes)
-    processor: Processor = registry.load("tasks", recorded.task).processor(options.checkpoint)
-    assert supernet.space.fingerprint == recorded.shape.space.fingerprint
+    live = Live(recorded, options.checkpoint, options.data)
     journal = recorded.records.with_suffix(".jsonl")
-    try:
-        _record(recorded, supernet, dataset, processor, journal, options.candidates)
-    except KeyboardInterrupt:
-        pass
-    about = {
-        "space": supernet.space.fingerprint,
-        "checkpoint": supernet.fingerprint,
-        "data": dataset.fingerprint,
-        "examples": {"search": len(dataset.search), "report": len(dataset.report)},
-        "versions": environment()["versions"],
-    }
-    pack(journal, recorded.records, about)
+    with contextlib.suppress(KeyboardInterrupt):
+        _record(live, journal, options.candidates)
+    pack(journal, recorded.records, live.about)
 
 
 def pack(journal: Path, target: Path, about: dict[str, Any]) -> None:
@@ -85,21 +74,55 @@ def pack(journal: Path, target: Path, about: dict[str, Any]) -> None:
         write_bytes(target, file.read())
 
 
-def _record(
-    recorded: Recorded, supernet: Supernet, dataset: Dataset, processor: Processor, journal: Path, candidates: int
-) -> None:
-    space = supernet.space
-    calibration = list(processor.batches(dataset.calibration.inputs, 8))
-    graph = export(supernet, calibration[0].inputs)
-    splits = {"search": dataset.search, "report": dataset.report}
-    batches = {name: list(processor.batches(split.inputs, BATCH)) for name, split in splits.items()}
-    inputs = calibration[0].inputs
-    workbench = Workbench(graph, calibration, batches["search"], dataset.search.labels, inputs, RuntimeSetting())
+class Live:
+    """Real candidates, built and run.
+
+    Args:
+        recorded: Their space.
+        checkpoint: The supernet with its weights.
+        data: The task's data.
+    """
+
+    def __init__(self, recorded: Recorded, checkpoint: str, data: str) -> None:
+        self.recorded = recorded
+        self.supernet: Supernet = registry.load("supernets", recorded.supernet).load(checkpoint)
+        assert self.supernet.space.fingerprint == recorded.shape.space.fingerprint
+        task = registry.load("tasks", recorded.task)
+        dataset: Dataset = task.load(data, sizes=recorded.sizes)
+        processor: Processor = task.processor(checkpoint)
+        calibration = list(processor.batches(dataset.calibration.inputs, 8))
+        self.splits = {"search": dataset.search, "report": dataset.report}
+        self.batches = {name: list(processor.batches(split.inputs, BATCH)) for name, split in self.splits.items()}
+        inputs = calibration[0].inputs
+        graph = export(self.supernet, inputs)
+        self.workbench = Workbench(
+            graph, calibration, self.batches["search"], dataset.search.labels, inputs, RuntimeSetting()
+        )
+        self.about = {
+            "space": self.supernet.space.fingerprint,
+            "checkpoint": self.supernet.fingerprint,
+            "data": dataset.fingerprint,
+            "examples": {name: len(split) for name, split in self.splits.items()},
+            "versions": environment()["versions"],
+        }
+
+    def row(self, genes: Genes) -> dict[str, Any]:
+        """What is recorded of a canonical genotype ``(n,)``: genes, size, and what it got right on each split."""
+        candidate = self.supernet.space.decode(genes)
+        model = self.workbench.build(Job(candidate, self.supernet.cut(candidate)))
+        with tempfile.TemporaryDirectory(prefix="qnas-") as folder:
+            path = Path(folder) / "model.onnx"
+            path.write_bytes(model.SerializeToString(deterministic=True))
+            right = {name: _right(path, self.batches[name], split) for name, split in self.splits.items()}
+            return {"genes": genes.tolist(), "size_mb": measure.size_mb(path)} | right
+
+
+def _record(live: Live, journal: Path, candidates: int) -> None:
+    recorded, supernet, space = live.recorded, live.supernet, live.supernet.space
     rows = _read(journal)
     seen = {space.decode(np.array(row["genes"])).key for row in rows}
     front, tries = np.empty((0, len(space)), dtype=np.int64), 0
-    with journal.open("a") as file, tempfile.TemporaryDirectory(prefix="qnas-") as folder:
-        path = Path(folder) / "model.onnx"
+    with journal.open("a") as file:
         while len(rows) < candidates:
             rng = np.random.default_rng([len(rows), tries := tries + 1])
             if len(rows) < candidates // 2:
@@ -109,16 +132,11 @@ def _record(
                     front = _front(recorded, supernet, rows, rng)
                 group = _near(recorded, space, front, rng)
             for genes in group:
-                candidate = space.decode(genes)
-                if candidate.key in seen:
-                    continue
-                model = workbench.build(Job(candidate, supernet.cut(candidate)))
-                path.write_bytes(model.SerializeToString(deterministic=True))
-                right = {name: _right(path, batches[name], split) for name, split in splits.items()}
-                row = {"genes": genes.tolist(), "size_mb": measure.size_mb(path)} | right
-                seen.add(candidate.key)
-                rows.append(row)
-                print(json.dumps(row), file=file, flush=True)
+                key = space.decode(genes).key
+                if key not in seen:
+                    seen.add(key)
+                    rows.append(live.row(genes))
+                    print(json.dumps(rows[-1]), file=file, flush=True)
 
 
 def _right(model: Path, batches: list[Batch], examples: Examples) -> str:
@@ -186,18 +204,23 @@ def _front(recorded: Recorded, supernet: Supernet, rows: list[dict[str, Any]], r
     ridge = registry.load("predictors", "ridge").create()
     ridge.fit(space.features(genes), accuracy)
 
-    def score(found: Genes) -> _pymoo.Scores:
+    def score(found: Genes) -> _evolution.Scores:
         found = space.canonical(found)
         accuracies = ridge.predict(space.features(found))
         losses = np.column_stack([-accuracies, recorded.latency(found), supernet.weight_mb(found)])
         return losses, np.zeros((len(found), 0))
 
     start = genes[rng.permutation(len(genes))[:200]]
-    return space.canonical(_pymoo.minimise(space, score, start, population=150, generations=60, rng=rng))
+    return space.canonical(_evolution.minimise(space, score, start, population=150, generations=60, rng=rng))
 
 
 def _read(journal: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in journal.read_text().splitlines()] if journal.exists() else []
+
+
+def right(text: str, count: int) -> npt.NDArray[np.uint8]:
+    """Which of so many examples were right ``(count,)``, as it stands in a row."""
+    return np.unpackbits(_bytes(text), count=count)
 
 
 def _bytes(text: str) -> npt.NDArray[np.uint8]:

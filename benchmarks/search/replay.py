@@ -25,7 +25,7 @@ from sklearn.neural_network import MLPRegressor
 
 from benchmarks.search.spaces import Recorded
 from qnas_plugin.objectives import hypervolume, signs
-from qnas_plugin.search import Problem, _pymoo
+from qnas_plugin.search import Problem, _evolution
 from qnas_plugin.search._generations import spread_genotypes
 from qnas_plugin.space import Candidate, Features, Genes, Precision, SearchSpace
 
@@ -55,7 +55,9 @@ class Replay:
     @cached_property
     def problem(self) -> Problem:
         """What algorithms are given: latency and size are exact."""
-        return Problem(self.space, self.objectives, exact={"latency_ms": self.recorded.latency, "size_mb": self.size_mb})
+        return Problem(
+            self.space, self.objectives, exact={"latency_ms": self.recorded.latency, "size_mb": self.size_mb}
+        )
 
     def metrics(self, candidate: Candidate) -> Mapping[str, float]:
         """The metrics of a candidate."""
@@ -91,6 +93,11 @@ class Replay:
             for split, count in examples.items()
         }
 
+    @property
+    def recorded_mb(self) -> Floats:
+        """Megabytes ``(m,)`` of the files of the records."""
+        return self._data["size_mb"]
+
     @cached_property
     def surrogate(self) -> Surrogate:
         """Fitted on all records."""
@@ -112,12 +119,12 @@ class Replay:
     def best_volume(self) -> float:
         """The hypervolume of the best known front by the surrogate: what a long search of it finds."""
 
-        def score(genes: Genes) -> _pymoo.Scores:
+        def score(genes: Genes) -> _evolution.Scores:
             return self.losses(self.space.canonical(genes), smooth=True), np.zeros((len(genes), 0))
 
         rng = np.random.default_rng(0)
         start = np.concatenate([self.genes, spread_genotypes(self.space, 500, rng)])
-        best = _pymoo.minimise(self.space, score, start, population=400, generations=BEST_GENERATIONS, rng=rng)
+        best = _evolution.minimise(self.space, score, start, population=400, generations=BEST_GENERATIONS, rng=rng)
         return hypervolume(self.losses(self.space.canonical(best), smooth=True), self.reference)
 
     def _accuracy(self, candidate: Candidate, genes: Genes) -> float:
@@ -137,7 +144,7 @@ class Replay:
 
     @cached_property
     def _overhead_mb(self) -> float:
-        return float(np.median(self._data["size_mb"] - self.recorded.shape.weight_mb(self.genes)))
+        return float(np.median(self.recorded_mb - self.recorded.shape.weight_mb(self.genes)))
 
     @cached_property
     def _data(self) -> dict[str, npt.NDArray[Any]]:
@@ -175,7 +182,9 @@ class Surrogate:
         models = (
             HistGradientBoostingRegressor(max_iter=300, learning_rate=0.05, max_leaf_nodes=12, random_state=0),
             *(
-                MLPRegressor(hidden_layer_sizes=(64, 64), alpha=3.0, learning_rate_init=3e-3, max_iter=60, random_state=i)
+                MLPRegressor(
+                    hidden_layer_sizes=(64, 64), alpha=3.0, learning_rate_init=3e-3, max_iter=60, random_state=i
+                )
                 for i in range(2)
             ),
         )

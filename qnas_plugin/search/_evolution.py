@@ -32,11 +32,11 @@ def minimise(
     genes = _new(space.canonical(start))
     losses, violations = score(genes)
     excess = violations.sum(axis=1)
-    kept, order = _survivors(losses, excess, population)
+    kept = _survivors(losses, excess, population)
     genes, losses, excess = genes[kept], losses[kept], excess[kept]
     for _ in range(generations):
         rivals = rng.integers(len(genes), size=(2, 2, population))
-        parents = genes[np.where(order[rivals[0]] <= order[rivals[1]], rivals[0], rivals[1])]
+        parents = genes[rivals.min(axis=0)]  # the population is in order, the best first
         children = np.where(rng.random(parents.shape[1:]) < 0.5, parents[0], parents[1])
         children = space.canonical(space.mutate(children, rng, 1 / len(space)))
         children = _new(children, genes)
@@ -45,28 +45,25 @@ def minimise(
         found, violations = score(children)
         genes, losses = np.concatenate([genes, children]), np.concatenate([losses, found])
         excess = np.concatenate([excess, violations.sum(axis=1)])
-        kept, order = _survivors(losses, excess, population)
+        kept = _survivors(losses, excess, population)
         genes, losses, excess = genes[kept], losses[kept], excess[kept]
     return genes
 
 
-def _survivors(losses: Losses, excess: Floats, count: int) -> tuple[npt.NDArray[np.int64], Floats]:
-    """The best ``count`` points, and the place of each in their order: equal ones are equally good."""
+def _survivors(losses: Losses, excess: Floats, count: int) -> npt.NDArray[np.int64]:
+    """The indices of the best ``count`` points, best first."""
     import moocore
 
     allowed = excess <= 0
-    rank = np.full(len(losses), np.inf)
+    rank = len(losses) + np.unique(excess, return_inverse=True)[1]
     rank[allowed] = moocore.pareto_rank(losses[allowed]) if allowed.any() else 0
-    if not allowed.all():
-        rank[~allowed] = len(losses) + np.unique(excess[~allowed], return_inverse=True)[1]
     crowding = np.zeros(len(losses))
     for level in np.unique(rank):
         members = np.flatnonzero(rank == level)
         crowding[members] = _crowding(losses[members])
-        if members.size and (rank <= level).sum() >= count:
+        if (rank <= level).sum() >= count:
             break
-    order = np.lexsort((-crowding, rank))[:count]
-    return order, np.arange(len(order), dtype=np.float64)
+    return np.lexsort((-crowding, rank))[:count]
 
 
 def _crowding(points: Losses) -> Floats:

@@ -115,13 +115,13 @@ def first_generation(space: SearchSpace, rng: np.random.Generator) -> Iterator[G
 def stratified_start(space: SearchSpace, rng: np.random.Generator) -> Iterator[Genes]:
     """The four baselines, then endless canonical genotypes ``(n,)`` that cover depth, size and share of FP32 evenly.
 
-    A depth is a variable that others depend on. The levels follow an additive sequence of low discrepancy (Roberts
+    The levels follow an additive sequence of low discrepancy (Roberts
     2018, "R2") from a random point: every beginning of it covers all of them about equally.
     """
     yield from baselines(space)
     precision = np.array([variable.kind == "precision" for variable in space.variables])
-    depths = sorted({space.index[variable.when.variable] for variable in space.variables if variable.when})
-    dimensions = 2 + len(depths)
+    columns = depths(space)
+    dimensions = 2 + len(columns)
     root = 2.0
     for _ in range(50):
         root = (1 + root) ** (1 / (dimensions + 1))
@@ -129,8 +129,13 @@ def stratified_start(space: SearchSpace, rng: np.random.Generator) -> Iterator[G
     while True:
         point = (point + steps) % 1
         genes = rng.binomial(space.sizes - 1, np.where(precision, point[0], point[1]))
-        genes[depths] = (point[2:] * space.sizes[depths]).astype(np.int64)
+        genes[columns] = (point[2:] * space.sizes[columns]).astype(np.int64)
         yield space.canonical(genes[None])[0]
+
+
+def depths(space: SearchSpace) -> list[int]:
+    """The positions of the variables that others depend on."""
+    return sorted({space.index[variable.when.variable] for variable in space.variables if variable.when})
 
 
 def baselines(space: SearchSpace) -> Iterator[Genes]:

@@ -11,11 +11,12 @@ from itertools import islice
 import numpy as np
 
 from qnas_plugin import predictors
-from qnas_plugin.objectives import Losses, hypervolume, losses, non_dominated, signs, violations
+from qnas_plugin.objectives import Losses, hypervolume, non_dominated, signs
 from qnas_plugin.predictors import Predictor
 from qnas_plugin.search import Algorithm, Observation, Problem, _evolution
 from qnas_plugin.search._generations import (
     Generations,
+    depths,
     every_genotype,
     measured,
     metric_names,
@@ -25,13 +26,14 @@ from qnas_plugin.search._generations import (
 from qnas_plugin.space import Genes
 
 PREDICTORS = ("ridge", "svr")
-START = 20
+START = 10
 """Trials before the first training."""
-BATCHES = 5
+BATCHES = 10
 """The predictors learn anew so many times in a population."""
 INNER_POPULATION = 200
 INNER_GENERATIONS = 100
-MIXES, MOST_SHAPES = 16, 32
+MIXES, DEPTHS = 16, 32
+"""Mixes of the objectives, for each of so many depths at most."""
 ENUMERATED = 2000
 """Spaces of up to so many networks are predicted whole."""
 
@@ -39,7 +41,7 @@ ENUMERATED = 2000
 def create(problem: Problem, *, seed: int, population: int) -> Algorithm:
     """Makes LINAS (Cummings et al. 2022, Alg. 1); ``docs/linas.md`` has its departures and what each one gains.
 
-    Each generation, a fifth of the population, trains a predictor for each metric that is not exact, runs NSGA-II on
+    Each generation, a tenth of the population, trains a predictor for each metric that is not exact, runs NSGA-II on
     the predictions, and measures what adds most to the hypervolume of the trials.
     """
     space = problem.space
@@ -54,7 +56,7 @@ def create(problem: Problem, *, seed: int, population: int) -> Algorithm:
         found = inner_search(model, genes, rng)
         seen = {observation.candidate.key for observation in history}
         new = found[[space.decode(row).key not in seen for row in found]]
-        known = losses(metrics, problem.objectives), violations(metrics, problem.limits)
+        known = model(genes)
         yield from new[list(most_gain_first(model(new), known))]
         while True:
             yield from space.mutate(found, rng, 2 / len(space))
@@ -109,27 +111,26 @@ def inner_search(model: Model, genes: Genes, rng: np.random.Generator) -> Genes:
 def one_by_one(model: Model, genes: Genes, rng: np.random.Generator) -> Genes:
     """Genotypes ``(s, n)`` that are best for random mixes of the losses, if variables add up: each is set by itself.
 
-    For a linear model this is exact, and these are on its front. There are some for each choice of a variable that
-    others depend on; the effects of the other variables are those that they have around one of the genotypes given.
+    For a linear model this is exact, and these are on its front. There are some for each depth; the effects of the other variables are those that they have around one of the genotypes given.
     """
     space = model.problem.space
-    parents = sorted({space.index[variable.when.variable] for variable in space.variables if variable.when})
+    parents = depths(space)
     column = np.repeat(np.arange(len(space)), space.sizes)
     choice = np.concatenate([np.arange(size) for size in space.sizes])
     seeds = []
-    for values in islice(itertools.product(*(range(size) for size in space.sizes[parents])), MOST_SHAPES):
+    for values in islice(itertools.product(*(range(size) for size in space.sizes[parents])), DEPTHS):
         centre = genes[rng.integers(len(genes))].copy()
         centre[parents] = values
         changed = np.repeat(centre[None], len(column), axis=0)
-        free = ~np.isin(column, parents)
-        changed[np.flatnonzero(free), column[free]] = choice[free]
+        free = np.flatnonzero(~np.isin(column, parents))
+        changed[free, column[free]] = choice[free]
         effects = model(changed)[0]
-        mixes = rng.dirichlet(np.ones(effects.shape[1]), size=MIXES) / np.where(np.ptp(effects, axis=0), np.ptp(effects, axis=0), 1)
+        span = np.ptp(effects, axis=0)
+        mixes = rng.dirichlet(np.ones(len(span)), size=MIXES) / np.where(span > 0, span, 1.0)
         worth = mixes @ effects.T
         best = np.repeat(centre[None], MIXES, axis=0)
-        for i in range(len(space)):
-            if i not in parents:
-                best[:, i] = worth[:, column == i].argmin(axis=1)
+        for i in np.setdiff1d(np.arange(len(space)), parents):
+            best[:, i] = worth[:, column == i].argmin(axis=1)
         seeds.append(best)
     return np.concatenate(seeds)
 

@@ -15,7 +15,6 @@ from qnas_plugin.space import Genes, SearchSpace
 from tests.search.test_algorithms import WIDE, create, metrics_of, run
 from tests.test_space import bert_base_sst2_quantized, spaces
 
-
 GRID = st.integers(-4, 4).map(float)
 
 
