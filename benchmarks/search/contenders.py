@@ -160,9 +160,9 @@ def sampled(make: Callable[[int], optuna.samplers.BaseSampler]) -> Contender:
 def published_linas(problem: Problem, evaluate: Evaluate, seed: int, *, exact: bool = False) -> None:
     """LINAS as DyNAS-T 1.6.0 runs it, for its BERT supernets.
 
-    50 uniform draws; in each loop all 50 are measured, known or not; for every objective ridge and SVR by grid search on
-    the absolute percentage error of one-hot features; NSGA-II for two objectives or U-NSGA-III for three, from the same
-    random draws each time, with SBX and polynomial mutation that are rounded, 20,000 predictions; all of the last
+    50 uniform draws; in each loop all 50 are measured, known or not; for every objective ridge and SVR by grid search,
+    on the absolute percentage error, of one-hot features; NSGA-II for two objectives or U-NSGA-III for three, from the
+    same random draws each time, with SBX and polynomial mutation that are rounded, 20,000 predictions; all of the last
     population comes next. Differs: features of skipped layers are all zero, which it gets wrong.
 
     Args:

@@ -6,7 +6,7 @@ All ways share the algorithm, the budget and the records:
 
 - joint: one search of the whole space;
 - sequential, FP32 or INT8: half of the budget searches architectures with all groups at that precision, the other half
-  searches the precision of three of the architectures found, a third of it each; they are equally far apart on the front;
+  searches the precision of three of the architectures found, equally far apart on the front, a third of it each;
 - precision only: the full network.
 """
 

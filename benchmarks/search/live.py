@@ -40,7 +40,7 @@ def main() -> None:
         replayed = replay.losses(genes)
         front = non_dominated(replayed)
         genes, replayed = genes[front], replayed[front]
-        found = {split: [] for split in live.splits}
+        found: dict[str, list[float]] = {split: [] for split in live.splits}
         for row in map(live.row, genes):
             for split in found:
                 found[split].append(right(row[split], len(live.splits[split])).mean())
@@ -48,11 +48,11 @@ def main() -> None:
         measured[:, 0] = -np.array(found["search"])
         volumes = [hypervolume(points, replay.reference) / replay.best_volume for points in (replayed, measured)]
         error = -measured[:, 0] + replayed[:, 0]
+        tau = kendalltau(measured[:, 0], replayed[:, 0]).statistic
         print(
-            f"{name}: {len(genes)} on the front; hypervolume replayed {volumes[0]:.3f}, live {volumes[1]:.3f}; accuracy "
-            f"live - replayed {error.mean():+.4f} (sd {error.std():.4f}), Kendall tau "
-            f"{kendalltau(measured[:, 0], replayed[:, 0]).statistic:.2f}; report split: mean {np.mean(found['report']):.4f}, "
-            f"best {max(found['report']):.4f}"
+            f"{name}: front of {len(genes)}; hypervolume replayed {volumes[0]:.3f}, live {volumes[1]:.3f}; accuracy "
+            f"live - replayed {error.mean():+.4f} (sd {error.std():.4f}), Kendall tau {tau:.2f}; "
+            f"report split: mean {np.mean(found['report']):.4f}, best {max(found['report']):.4f}"
         )
 
 

@@ -2,8 +2,8 @@
 
     python -m benchmarks.search.ranking [--spaces digits minilm]
 
-Prints a table a space: Kendall's tau with the features that searches use and with one-hot features alone. A constant has
-a tau of 0; the last columns are errors relative to the constant's, and why MAPE is not used.
+Prints a table a space: Kendall's tau with the features that searches use and with one-hot features alone. A constant
+has a tau of 0; the last columns are errors relative to the constant's, and why MAPE is not used.
 """
 
 from __future__ import annotations
@@ -30,10 +30,7 @@ def main() -> None:
         y = replay.accuracies["search"]
         names = registry.names("predictors")
         with_sums, one_hot = (
-            {
-                (point.rows, point.name): point
-                for point in curve(names, X, y, SIZES, np.random.default_rng(0))
-            }
+            {(point.rows, point.name): point for point in curve(names, X, y, SIZES, np.random.default_rng(0))}
             for X in (predictors.features(replay.space, replay.genes), replay.space.features(replay.genes))
         )
         print(f"**{name}**, {len(y)} candidates, accuracy {y.mean():.4f} (sd {y.std():.4f})\n")

@@ -111,7 +111,8 @@ def inner_search(model: Model, genes: Genes, rng: np.random.Generator) -> Genes:
 def one_by_one(model: Model, genes: Genes, rng: np.random.Generator) -> Genes:
     """Genotypes ``(s, n)`` that are best for random mixes of the losses, if variables add up: each is set by itself.
 
-    For a linear model this is exact, and these are on its front. There are some for each depth; the effects of the other variables are those that they have around one of the genotypes given.
+    For a linear model this is exact, and these are on its front. There are some for each depth; the effects of the
+    other variables are those that they have around one of the genotypes given.
     """
     space = model.problem.space
     parents = depths(space)
@@ -136,7 +137,7 @@ def one_by_one(model: Model, genes: Genes, rng: np.random.Generator) -> Genes:
 
 
 def most_gain_first(scores: _evolution.Scores, known: _evolution.Scores) -> Iterator[int]:
-    """An order of ``m`` scored points: those nearest to the limits, and of these each time the one that adds most volume.
+    """An order of ``m`` scored points: first those nearest to the limits, each time the one that adds most volume.
 
     Volume is what the points before it and the known ones that keep the limits as well do not dominate. Points that
     add nothing come last.

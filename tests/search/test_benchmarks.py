@@ -33,10 +33,7 @@ def test_contenders_spend_the_budget_on_distinct_candidates(name: str) -> None:
 
 def test_contenders_are_the_same_whatever_the_hash_seed() -> None:
     program = (
-        "from tests.search.test_benchmarks import *\n"
-        "import numpy as np\n"
-        "for name in QUICK:\n"
-        "    print(keys(name, 3))\n"
+        "from tests.search.test_benchmarks import *\nimport numpy as np\nfor name in QUICK:\n    print(keys(name, 3))\n"
     )
     outputs = {
         subprocess.run(
@@ -54,7 +51,7 @@ def test_contenders_are_the_same_whatever_the_hash_seed() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("space", SPACES)
-def test_compare_prints_the_same_table_whatever_the_hash_seed(space: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_compare_prints_the_same_whatever_the_hash_seed(space: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     def printed(seed: str) -> list[str]:
         runs = tmp_path_factory.mktemp("runs")
         out = subprocess.run(
