@@ -138,7 +138,7 @@ def tune(
     ] = None,
     algorithm: Annotated[Text, _option("Search algorithm; list them with: qnas show algorithms.", "linas")] = None,
     trials: Annotated[Count, _option("Candidates to evaluate, those of a stopped run included.", 250)] = None,
-    population: Annotated[Count, _option("Candidates between two trainings of the predictors.", 50)] = None,
+    population: Annotated[Count, _option("Candidates of a generation; linas learns anew ten times in it.", 50)] = None,
     storage: Annotated[Text, _option("Optuna storage URL.", "OUT/study.journal")] = None,
     workers: Annotated[Count, _option("Processes of this machine that evaluate.", "this one alone")] = None,
     cluster: Annotated[
