@@ -181,7 +181,7 @@ def tune(
     ] = None,
     algorithm: Annotated[Text, _option("Search algorithm; list them with: qnas show algorithms.", "linas")] = None,
     trials: Annotated[Count, _option("Candidates to evaluate, those of a stopped run included.", 250)] = None,
-    population: Annotated[Count, _option("Candidates between two trainings of the predictors.", 50)] = None,
+    population: Annotated[Count, _option("Candidates of a generation; linas learns anew ten times in it.", 50)] = None,
     storage: Annotated[Text, _option("Optuna storage URL.", "OUT/study.journal")] = None,
     workers: Annotated[Count, _option("Processes of this machine that evaluate.", "this one alone")] = None,
     cluster: Annotated[
@@ -371,11 +371,19 @@ def show(
         str,
         typer.Argument(help="supernets, tasks, algorithms, predictors, precisions, hardware, or an ONNX file."),
     ],
+    study: Annotated[
+        Path | None, typer.Option(help="With predictors: a folder of qnas tune, to show how well they rank its trials.")
+    ] = None,
 ) -> None:
-    """List what is registered, or the precision groups of an ONNX file with their layers."""
-    from qnas_plugin.console import showing
+    """List what is registered, the precision groups of an ONNX file, or how well predictors rank a study's trials."""
+    from qnas_plugin import console
 
-    showing(what)
+    if study is None:
+        console.showing(what)
+    elif what == "predictors":
+        console.ranking_predictors(study)
+    else:
+        raise UsageError(f"--study is for qnas show predictors; got 'qnas show {what}'")
 
 
 def _numbers(name: str, text: str | None) -> tuple[float, ...] | None:

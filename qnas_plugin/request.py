@@ -172,7 +172,7 @@ class TuneRequest(Request):
         max_accuracy_drop: How much accuracy the recommended member may lose against it.
         algorithm: The registered search algorithm.
         trials: Candidates to evaluate in all, those of an earlier, stopped run included.
-        population: Candidates between two trainings of the predictors, or a generation.
+        population: Candidates of a generation; LINAS learns anew ten times in it.
         storage: An Optuna storage URL; None is the journal file in ``out``.
         workers: Processes of this machine that evaluate; None evaluates in this one.
         cluster: The address of a Dask scheduler whose workers evaluate, instead.

@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -254,7 +255,7 @@ class _Known:
 
     def _predictions(self, genes: Genes, rng: np.random.Generator) -> list[Any]:
         """Accuracies by the predictor that ranks best, and by each one."""
-        features = self.supernet.space.features
+        features = partial(predictors.features, self.supernet.space)
         X, y = features(np.array(self.genes)), np.array([row["accuracy"] for row in self.metrics])
         best, _ = predictors.choose(PREDICTORS, X, y, rng)
         results = [best.predict(features(genes))]

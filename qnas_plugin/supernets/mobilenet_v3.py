@@ -89,7 +89,7 @@ class InvertedResidual(nn.Module):
         x = input if self.inverted_bottleneck is None else self.inverted_bottleneck(input)
         x = self.depth_conv(x)
         x = self.point_linear(x if self.se is None else self.se(x))
-        return input + x if self.shortcut else x
+        return torch.add(input, x) if self.shortcut else x
 
 
 class MobileNetV3(nn.Module):
