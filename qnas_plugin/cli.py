@@ -82,6 +82,9 @@ def train(
             "Trained in each step beside the whole supernet: random, sandwich (random and smallest), none.", "random"
         ),
     ] = None,
+    shrinking: Annotated[
+        Number, _option("Share of the steps over which subnets may become smaller, step by step.", 0)
+    ] = None,
     task_weight: Annotated[
         Number, _option("Share of cross-entropy in the loss; distillation has the rest.", 0.3)
     ] = None,
@@ -90,6 +93,9 @@ def train(
     depth: Annotated[Text, _option("Choices for the number of layers, like 3,4,5,6.", "the family's own")] = None,
     heads: Annotated[Text, _option("Choices for the heads of a layer.", "the family's own")] = None,
     ffn: Annotated[Text, _option("Choices for the feed-forward width of a layer.", "the family's own")] = None,
+    kernel: Annotated[Text, _option("Choices for the size of kernels, like 3,5,7.", "the family's own")] = None,
+    expand: Annotated[Text, _option("Choices for the relative width inside a block.", "the family's own")] = None,
+    width: Annotated[Text, _option("Choices for the relative width of a stage.", "the family's own")] = None,
     max_length: LengthOption = None,
     calibration_samples: CalibrationOption = None,
     search_samples: SearchOption = None,
@@ -103,7 +109,7 @@ def train(
     "accelerate launch -m qnas_plugin" in place of "qnas".
     """
     options = {name: value for name, value in locals().items() if name not in ("config", "as_json")}
-    for name in ("depth", "heads", "ffn"):
+    for name in ("depth", "heads", "ffn", "kernel", "expand", "width"):
         options[name] = _numbers(name, options[name])
     from qnas_plugin.console import training
     from qnas_plugin.request import TrainRequest
@@ -175,7 +181,7 @@ def tune(
     ] = None,
     algorithm: Annotated[Text, _option("Search algorithm; list them with: qnas show algorithms.", "linas")] = None,
     trials: Annotated[Count, _option("Candidates to evaluate, those of a stopped run included.", 250)] = None,
-    population: Annotated[Count, _option("Candidates between two trainings of the predictors.", 50)] = None,
+    population: Annotated[Count, _option("Candidates of a generation; linas learns anew ten times in it.", 50)] = None,
     storage: Annotated[Text, _option("Optuna storage URL.", "OUT/study.journal")] = None,
     workers: Annotated[Count, _option("Processes of this machine that evaluate.", "this one alone")] = None,
     cluster: Annotated[
@@ -365,18 +371,26 @@ def show(
         str,
         typer.Argument(help="supernets, tasks, algorithms, predictors, precisions, hardware, or an ONNX file."),
     ],
+    study: Annotated[
+        Path | None, typer.Option(help="With predictors: a folder of qnas tune, to show how well they rank its trials.")
+    ] = None,
 ) -> None:
-    """List what is registered, or the precision groups of an ONNX file with their layers."""
-    from qnas_plugin.console import showing
+    """List what is registered, the precision groups of an ONNX file, or how well predictors rank a study's trials."""
+    from qnas_plugin import console
 
-    showing(what)
+    if study is None:
+        console.showing(what)
+    elif what == "predictors":
+        console.ranking_predictors(study)
+    else:
+        raise UsageError(f"--study is for qnas show predictors; got 'qnas show {what}'")
 
 
-def _numbers(name: str, text: str | None) -> tuple[int, ...] | None:
+def _numbers(name: str, text: str | None) -> tuple[float, ...] | None:
     if text is None:
         return None
     try:
-        return tuple(int(part) for part in text.split(","))
+        return tuple(float(part) if "." in part else int(part) for part in text.split(","))
     except ValueError:
         raise UsageError(f"--{name} takes numbers with commas between them, like 3,4,6; got '{text}'") from None
 

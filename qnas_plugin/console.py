@@ -92,7 +92,7 @@ def profiling(request: ProfileRequest) -> LatencyTable:
         task = bar.add_task("Measuring", total=None, networks="", visible=False)
 
         def on_progress(done: Profiled) -> None:
-            text = f"{done.networks} networks"
+            text = f"{done.visits} batches"
             bar.update(task, total=int(done.budget), completed=int(done.seconds), networks=text, visible=True)
             _say_tenths(int(done.seconds), int(done.budget), text)
 
@@ -245,9 +245,27 @@ def showing(what: str) -> None:
     else:
         raise UnknownNameError("list", what, [*kinds, "precisions", "hardware"])
     table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
     for row in rows:
         table.add_row(*row)
     Console(highlight=False).print(table)
+
+
+def ranking_predictors(study: Path) -> None:
+    """Prints how well predictors rank the trials of a study, on standard output."""
+    from qnas_plugin.commands.ranking import ranking
+
+    output = Console(highlight=False)
+    for metric, points in ranking(study).items():
+        table = Table(title=f"{metric}, of trials that were not learned from", title_justify="left", box=box.SIMPLE)
+        for column in ("learned from", "predictor", "Kendall tau", "error / constant's", "MAPE"):
+            table.add_column(column, justify="left" if column == "predictor" else "right")
+        for point in points:
+            ratio = f"{point.error / point.constant:.2f}" if point.constant else "-"
+            table.add_row(str(point.rows), point.name, f"{point.tau:.3f}", ratio, f"{point.mape:.2%}")
+        output.print(table)
+    output.print("A constant has a tau of 0; an error of 1.00 is that of a constant, whatever its MAPE is.")
 
 
 @contextmanager

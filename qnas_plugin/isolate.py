@@ -50,7 +50,12 @@ def build(graph: Graph, supernet: Supernet, candidate: Candidate) -> onnx.ModelP
 
 
 def isolate(
-    graph: Graph, supernet: Supernet, decomposition: Decomposition, inputs: Inputs, folder: Path
+    graph: Graph,
+    supernet: Supernet,
+    decomposition: Decomposition,
+    inputs: Inputs,
+    folder: Path,
+    keys: Sequence[Key] | None = None,
 ) -> list[Alone]:
     """Each row as a model of its own; rows without any node are left out.
 
@@ -59,12 +64,13 @@ def isolate(
         decomposition: At the finest granularity.
         inputs: Of the whole network.
         folder: For temporary files.
+        keys: The rows; None is all.
 
     Raises:
         CandidateError: A network cannot be built.
     """
     networks: dict[Any, list[tuple[Key, Part, Candidate]]] = {}
-    for key in decomposition.keys:
+    for key in decomposition.keys if keys is None else keys:
         part, genes = decomposition.example(key)
         candidate = supernet.space.decode(genes)
         networks.setdefault(supernet.space.architecture(candidate), []).append((key, part, candidate))

@@ -41,10 +41,12 @@ class Limit:
         Raises:
             KeyError: The metric was not measured.
         """
-        excess = metrics[self.metric] - self.value
-        if self.comparison == ">=":
-            excess = -excess
-        return max(0.0, excess) / max(abs(self.value), 1e-12)
+        return float(self.excess(np.array(metrics[self.metric])))
+
+    def excess(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """How far values of the metric are beyond the bound, relative to it; 0 where they keep it."""
+        beyond = values - self.value if self.comparison == "<=" else self.value - values
+        return np.maximum(0.0, beyond) / max(abs(self.value), 1e-12)
 
 
 def parse_limit(text: str) -> Limit:

@@ -37,7 +37,7 @@ from qnas_plugin.supernets import Cut
 from qnas_plugin.tasks import Inputs
 
 _OPSET = 13
-_QUANTIZED = re.compile(r"QuantizeLinear|DynamicQuantize|^QLinear|Integer$|MatMulNBits|^QGemm|^QAttention")
+_QUANTIZED = re.compile(r"[Qq]uantizeLinear|DynamicQuantize|^QLinear|Integer$|MatMulNBits|^QGemm|^QAttention")
 
 
 def load(path: str, *, precisions: Precisions | None = None) -> OnnxModel:
@@ -61,15 +61,16 @@ def load(path: str, *, precisions: Precisions | None = None) -> OnnxModel:
     done = [node.op_type for node in original.graph.node if _QUANTIZED.search(node.op_type)]
     if done:
         raise CheckpointError(f"'{path}' is quantized already, it has a {done[0]}; give the FP32 model")
+    sixteen = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+    half = [initializer.name for initializer in original.graph.initializer if initializer.data_type in sixteen]
+    if half:
+        raise CheckpointError(f"'{path}' has 16-bit weights, like '{half[0]}'; give the FP32 model")
     model = _plain(original, file)
     layers = _layers(model.graph)
     if not layers:
-        kinds = sorted(
-            {onnx.TensorProto.DataType.Name(i.data_type) for i in model.graph.initializer if len(i.dims) > 1}
-        )
         raise CheckpointError(
-            f"'{path}' has no layer to quantize: no {', '.join(WEIGHT_INPUT)} with a stored FP32 weight outside "
-            f"If and Loop; its weights are {', '.join(kinds) or 'none'}"
+            f"'{path}' has no layer to quantize: no {', '.join(WEIGHT_INPUT)} with a stored FP32 weight outside of If "
+            f"and Loop, only {', '.join(sorted({node.op_type for node in model.graph.node}))}"
         )
     precisions = precisions or Precisions()
     precisions.check([node.name for node in layers])
@@ -207,18 +208,17 @@ def _plain(original: onnx.ModelProto, file: Path) -> onnx.ModelProto:
     """
     model = original
     opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
+    if opset < _OPSET:
+        try:
+            model = onnx.version_converter.convert_version(model, _OPSET)
+        except Exception as error:  # what onnx 1.18 raises here has no common class
+            raise CheckpointError(
+                f"'{file}' has ONNX opset {opset} and cannot be brought to {_OPSET}: {timing.reason(error)}; "
+                f"export it with {_OPSET} or later"
+            ) from error
     with tempfile.TemporaryDirectory(prefix="qnas-") as folder:
-        source = file
-        if opset < _OPSET:
-            try:
-                model = onnx.version_converter.convert_version(model, _OPSET)
-            except Exception as error:  # what onnx 1.18 raises here has no common class
-                raise CheckpointError(
-                    f"'{file}' has ONNX opset {opset} and cannot be brought to {_OPSET}: {timing.reason(error)}; "
-                    f"export it with {_OPSET} or later"
-                ) from error
-            source = Path(folder) / "converted.onnx"
-            onnx.save(model, str(source))
+        source = Path(folder) / "whole.onnx"  # with the weights that stand beside the file
+        onnx.save(model, str(source))
         options = ort.SessionOptions()
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
         options.optimized_model_filepath = str(Path(folder) / "plain.onnx")

@@ -58,10 +58,10 @@ class Precisions:
     groups: Mapping[str, str] = field(default_factory=dict)
     most: int = 60
 
-    def of(self, group: str) -> tuple[str, ...]:
-        """The choices of a group by its name."""
+    def of(self, group: str, default: tuple[str, ...] = DEFAULT) -> tuple[str, ...]:
+        """The choices of a group by its name; the default is the network's own."""
         kept = any(fnmatchcase(group, pattern) for pattern in self.fp32)
-        return (Precision.FP32.value,) if kept else self.choices or DEFAULT
+        return (Precision.FP32.value,) if kept else self.choices or default
 
     def check(self, names: Sequence[str]) -> None:
         """Checks that each pattern matches some name.

@@ -84,7 +84,7 @@ class TrainRequest(Request):
     Args:
         supernet: The registered family.
         checkpoint: A Hugging Face name or folder, or a folder that ``qnas train`` wrote.
-        depth, heads, ffn: Choices of the elastic dimensions; empty ones are the family's own.
+        depth, heads, ffn, kernel, expand, width: Choices of the elastic dimensions; empty ones are the family's own.
         teacher: A checkpoint of the same architecture, fine-tuned on the same classes.
         arithmetic: ``auto`` is bfloat16 where the CPU multiplies it in hardware, else float32.
     """
@@ -94,12 +94,16 @@ class TrainRequest(Request):
     depth: tuple[int, ...] = ()
     heads: tuple[int, ...] = ()
     ffn: tuple[int, ...] = ()
+    kernel: tuple[int, ...] = ()
+    expand: tuple[float, ...] = ()
+    width: tuple[float, ...] = ()
     epochs: int = Field(3, ge=1)
     batch_size: int = Field(32, ge=1)
     learning_rate: float = Field(5e-5, gt=0)
     weight_decay: float = Field(0.01, ge=0)
     warmup: float = Field(0.06, ge=0, lt=1)
     subnets: Literal["none", "random", "sandwich"] = "random"
+    shrinking: float = Field(0.0, ge=0, le=1)
     task_weight: float = Field(0.3, ge=0, le=1)
     teacher: str | None = None
     arithmetic: Literal["auto", "bf16", "fp32"] = "auto"
@@ -168,7 +172,7 @@ class TuneRequest(Request):
         max_accuracy_drop: How much accuracy the recommended member may lose against it.
         algorithm: The registered search algorithm.
         trials: Candidates to evaluate in all, those of an earlier, stopped run included.
-        population: Candidates between two trainings of the predictors, or a generation.
+        population: Candidates of a generation; LINAS learns anew ten times in it.
         storage: An Optuna storage URL; None is the journal file in ``out``.
         workers: Processes of this machine that evaluate; None evaluates in this one.
         cluster: The address of a Dask scheduler whose workers evaluate, instead.

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from qnas_plugin import __version__, measure, ranges
+from qnas_plugin import __version__, batch_norm, measure, ranges
 from qnas_plugin.environment import detect
 from qnas_plugin.files import write_bytes
 from qnas_plugin.hardware import RuntimeSetting
@@ -147,13 +147,17 @@ class Workbench:
 
     def _calibrated(self, job: Job, seconds: dict[str, float]) -> Calibrated:
         groups = {group: nodes for group, nodes in self.graph.groups.items() if f"precision.{group}" in job.candidate}
-        cut = (job.cut.skipped, sorted(job.cut.widths.items()), sorted(groups))
+        cut = (job.cut.skipped, sorted(job.cut.widths.items()), sorted(job.cut.kernels.items()), sorted(groups))
         subnet = hashlib.sha256(repr((self._source, cut)).encode()).hexdigest()
         if subnet in self._kept:
             self._kept.move_to_end(subnet)
             return self._kept[subnet]
+        statistics = None
+        if batch_norm.needed(self.graph, job.cut):
+            with _stage("statistics", seconds):
+                statistics = batch_norm.estimate(self.graph, job.cut, self.calibration)
         with _stage("slice", seconds):
-            model = materialize(self.graph, job.cut)
+            model = materialize(self.graph, job.cut, statistics)
         with _stage("calibrate", seconds):
             known = ranges.load(subnet)
             self._kept[subnet] = (

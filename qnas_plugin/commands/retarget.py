@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -180,8 +181,11 @@ class _Known:
         self.supernet, self.request, self.estimator, self.seed = supernet, request, estimator, seed
         self.genes: list[Genes] = []
         self.metrics: list[Mapping[str, float]] = []
-        self.stored = 0
-        exact: dict[str, ExactMetric] = {"latency_ms": estimator, "size_mb": supernet.weight_mb}
+        self.stored, self.overhead_mb = 0, 0.0
+        exact: dict[str, ExactMetric] = {
+            "latency_ms": estimator,
+            "size_mb": lambda genes: supernet.weight_mb(genes) + self.overhead_mb,
+        }
         self.problem = Problem(supernet.space, request.objectives, request.parsed_limits, exact=exact)
 
     def read(self, folder: Path) -> None:
@@ -202,6 +206,8 @@ class _Known:
         self.stored = len(self.metrics)
         if self.stored < 3:
             raise StudyError(f"{folder} has {self.stored} finished trials, at least 3 are needed; run qnas tune longer")
+        files_mb = np.array([row["size_mb"] for row in self.metrics])
+        self.overhead_mb = float(np.median(files_mb - self.supernet.weight_mb(np.array(self.genes))))
 
     def pareto_set(self) -> tuple[Member, ...]:
         """Best of what was measured and what is predicted, fastest first."""
@@ -249,7 +255,7 @@ class _Known:
 
     def _predictions(self, genes: Genes, rng: np.random.Generator) -> list[Any]:
         """Accuracies by the predictor that ranks best, and by each one."""
-        features = self.supernet.space.features
+        features = partial(predictors.features, self.supernet.space)
         X, y = features(np.array(self.genes)), np.array([row["accuracy"] for row in self.metrics])
         best, _ = predictors.choose(PREDICTORS, X, y, rng)
         results = [best.predict(features(genes))]

@@ -34,6 +34,10 @@ BASELINES: Mapping[str, tuple[Any, Precision]] = {
 """The corners of the space: what every result is compared with."""
 
 
+FEW = 100
+"""Examples below which the user is told that there are few: one is a point of accuracy or more."""
+
+
 @dataclass(frozen=True)
 class Progress:
     """Where a search stands.
@@ -197,6 +201,9 @@ def tune(
         on_stage("Loading the data, the supernet and the hardware profile")
         loaded = load(request)
     space = loaded.supernet.space
+    searched, reported = len(loaded.dataset.search), len(loaded.dataset.report)
+    if min(searched, reported) < FEW:
+        on_stage(f"Only {searched} examples steer the search and {reported} verify it: small differences are chance")
     identity = {
         "supernet": request.supernet or "onnx",
         "checkpoint": loaded.supernet.fingerprint,
@@ -216,6 +223,8 @@ def tune(
         request.write(request.out / "request.toml")
         on_stage("Taking the graph of the network and checking it")
         evaluator = loaded.evaluator()
+        groups = evaluator.graph.groups.values()
+        on_stage(f"{sum(map(len, groups))} layers in {len(groups)} precision groups")
         corners = {name: space.corner(*corner) for name, corner in BASELINES.items()}
         baselines = {candidate.key: name for name, candidate in reversed(corners.items())}
         corners = {name: candidate for name, candidate in corners.items() if baselines[candidate.key] == name}

@@ -10,7 +10,8 @@ A supernet is a module of this folder (or of an entry point ``qnas_plugin.supern
         precisions: Precisions | None = None,
     ) -> Supernet
 
-``checkpoint`` is a Hugging Face name or folder, or a folder that ``Supernet.save`` wrote.
+``checkpoint`` is a Hugging Face name or folder, or a folder that ``Supernet.save`` wrote. How one is made stands in
+``docs/add_a_supernet.md``.
 """
 
 from __future__ import annotations
@@ -38,14 +39,20 @@ class Elastic:
     """The choices of the elastic dimensions, smallest first; an empty one stands for the family's own.
 
     Args:
-        depth: Numbers of layers kept.
+        depth: Numbers of layers kept, in all or in a stage.
         heads: Numbers of attention heads kept in a layer.
         ffn: Widths of the feed-forward part of a layer.
+        kernel: Sizes of convolution kernels.
+        expand: Widths inside a block, relative to the block's own.
+        width: Widths of a stage, relative to the whole.
     """
 
     depth: tuple[int, ...] = ()
     heads: tuple[int, ...] = ()
     ffn: tuple[int, ...] = ()
+    kernel: tuple[int, ...] = ()
+    expand: tuple[float, ...] = ()
+    width: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -54,11 +61,14 @@ class Cut:
 
     Args:
         skipped: Paths of the blocks that pass their input through unchanged.
-        widths: Path of a linear layer to its ``(in_features, out_features)``: the first of each are kept.
+        widths: Path of a linear layer or convolution to the numbers of its inputs and outputs: the first of each are
+            kept, and so many of what normalises the outputs. Depthwise convolutions have as many of both.
+        kernels: Path of a convolution with elastic kernels to the size of its kernel.
     """
 
     skipped: tuple[str, ...]
     widths: Mapping[str, tuple[int, int]]
+    kernels: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -133,7 +143,7 @@ class Supernet(Network, Protocol):
 
     @property
     def model(self) -> torch.nn.Module:
-        """The Hugging Face model; computes what the last ``activate`` asked for."""
+        """Takes inputs by name and returns ``logits``, as Hugging Face models do; computes what was activated last."""
         ...
 
     @property
@@ -169,14 +179,14 @@ class Supernet(Network, Protocol):
         ...
 
     def order(self, batches: Iterable[Batch]) -> None:
-        """Sorts heads and feed-forward units by importance on these data, so that the first k are the best k.
+        """Sorts heads, units or channels by importance on these data, so that the first k are the best k.
 
         The function that the whole supernet computes stays the same.
         """
         ...
 
     def save(self, folder: Path) -> None:
-        """Writes a checkpoint that ``load`` and plain Hugging Face ``from_pretrained`` both read."""
+        """Writes a checkpoint that ``load`` reads, and Hugging Face's ``from_pretrained`` where the class is theirs."""
         ...
 
 

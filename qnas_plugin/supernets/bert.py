@@ -77,6 +77,5 @@ def load(
     """See ``qnas_plugin.supernets``."""
     from transformers import BertForSequenceClassification
 
-    return load_encoder(
-        BertForSequenceClassification, ("bert",), LAYOUT, checkpoint, label_names, default_elastic, elastic, precisions
-    )
+    layouts = {"bert": (BertForSequenceClassification, LAYOUT)}
+    return load_encoder(layouts, checkpoint, label_names, default_elastic, elastic, precisions)
