@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import shutil
 import subprocess
 import sys
 from argparse import ArgumentParser
@@ -114,6 +115,19 @@ def test_exit_codes_are_those_of_qnas(
     assert ran.returncode == code
     assert message in " ".join(ran.stderr.split())
     assert "Traceback" not in ran.stderr
+
+
+@needs_optimum
+def test_a_second_copy_on_the_path_breaks_nothing(tmp_path: Path) -> None:
+    import optimum.commands.register.register_qnas as register
+
+    copy = tmp_path / "optimum" / "commands" / "register"
+    copy.mkdir(parents=True)
+    shutil.copy(register.__file__, copy)
+    assert optimum_cli("--help", first=tmp_path).returncode == 0
+    assert "--max-accuracy-drop" in optimum_cli("tune", "--help", first=tmp_path).stdout
+    (copy / "register_other.py").write_text(Path(register.__file__).read_text())
+    assert optimum_cli("env", "--help", first=tmp_path).returncode == 0
 
 
 @needs_optimum
