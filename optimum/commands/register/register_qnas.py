@@ -27,7 +27,7 @@ class _QnasCommand(BaseOptimumCLICommand):
     args: Namespace
 
     def __init__(self, subparsers, args=None, command=None, **how) -> None:  # type: ignore[no-untyped-def]
-        # This file may stand in two folders of the path (an editable installation beside PYTHONPATH), and another package
+        # This file may stand in two folders of the path (an editable installation and PYTHONPATH), and another package
         # may have the name: a second parser of it would end every command.
         if args is not None or command.name not in subparsers.choices:
             super().__init__(subparsers, args, command=command, **how)
