@@ -73,11 +73,8 @@ def run(name: str, wheel: Path, folder: Path) -> tuple[bool, str]:
         python = build(environment, wheel, folder)
     except subprocess.CalledProcessError as error:
         return False, f"cannot be built: {error}"
-    for part in ("tests", "pyproject.toml"):  # without the package itself, so that the wheel is what is tested
-        source = ROOT / part
-        shutil.copytree(source, folder / part) if source.is_dir() else shutil.copy(source, folder)
     command = [str(python), "-m", "pytest", *environment.tests]
-    ran = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    ran = subprocess.run(command, cwd=wheel.parent, capture_output=True, text=True)
     lines = ran.stdout.strip().splitlines() or ran.stderr.strip().splitlines()
     if ran.returncode:
         sys.stdout.write(ran.stdout + ran.stderr)
@@ -98,6 +95,8 @@ def main() -> int:
         pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
         subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", str(folder / "wheel"), str(ROOT)], check=True)
         wheel = next((folder / "wheel").glob("*.whl"))
+        shutil.copytree(ROOT / "tests", folder / "wheel" / "tests")  # the package itself comes from the wheel alone
+        shutil.copy(ROOT / "pyproject.toml", folder / "wheel")
         passed = True
         for name in given.names or ENVIRONMENTS:
             good, line = run(name, wheel, folder / name)
