@@ -73,7 +73,7 @@ class Precisions:
             if not any(fnmatchcase(name, pattern) for name in names):
                 raise UsageError(
                     f"the pattern '{pattern}' matches none of the {len(names)} names: {', '.join(names[:3])} ...; "
-                    "see all with: qnas show FILE.onnx"
+                    "those of an ONNX file are listed by: qnas show FILE.onnx"
                 )
 
 

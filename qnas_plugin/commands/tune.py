@@ -225,12 +225,15 @@ def tune(
         evaluator = loaded.evaluator()
         groups = evaluator.graph.groups.values()
         on_stage(f"{sum(map(len, groups))} layers in {len(groups)} precision groups")
-        corners = {name: space.corner(*corner) for name, corner in BASELINES.items()}
-        baselines = {candidate.key: name for name, candidate in reversed(corners.items())}
-        corners = {name: candidate for name, candidate in corners.items() if baselines[candidate.key] == name}
-        for name in ("largest-fp32", "smallest-fp32"):
-            if name in corners:
-                evaluator.check(corners[name])
+        elastic = any(variable.kind == "architecture" for variable in space.variables)
+        corners = {
+            name: space.corner(size, precision)
+            for name, (size, precision) in BASELINES.items()
+            if elastic or size == "largest"
+        }
+        for name, candidate in corners.items():
+            if name.endswith("fp32"):
+                evaluator.check(candidate)
         _search(request, study, evaluator, loaded.profile, on_stage, on_progress)
         on_stage("Verifying the Pareto set on the report split")
         result = verify(
