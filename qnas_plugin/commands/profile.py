@@ -40,8 +40,8 @@ FITTED, HELD_OUT = 80, 60
 BATCH_MB = 4000
 """Megabytes of weights that a batch of networks would have if all were the largest."""
 
-PASSES, MINIMUM = 4, 2
-"""How often a budget should be enough to time each network, and how often it is timed at least."""
+PASSES = 4
+"""How often a budget should be enough to time each network; each is timed at least once, and some twice."""
 
 RUNS, TURN, ROUNDS = 3, 0.015, (6, 100)
 """Least timed runs of a network's turn, and least seconds; least and most rounds of a visit."""
@@ -129,7 +129,7 @@ def profile(
     budget = parse_duration(request.budget)
     networks = bench.networks(request.seed)
     batches = bench.batches(networks, request.seed)
-    least, own = MINIMUM * bench.batches_a_pass, budget / (PASSES * bench.batches_a_pass)
+    least, own = bench.batches_a_pass + 1, budget / (PASSES * bench.batches_a_pass)
     for batch in islice(batches, measured.visits, None):
         on_progress(Progress(measured.visits, measured.seconds, budget))
         pace = measured.seconds / (measured.visits + 1)
