@@ -50,13 +50,16 @@ def search(case: Case, out: Path, **changes: Any) -> Any:
     return fit(case.model, **(given | changes))
 
 
-def test_fit_evaluates_what_tune_does(case: Case, tuned: Path, tmp_path: Path) -> None:
+def test_fit_evaluates_what_tune_does(case: Case, tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
     result = search(case, tmp_path)
     assert trials(tmp_path) == trials(tuned)
     assert front(tmp_path) == front(tuned)
     assert [member.candidate.key for member in result.members] == [key for key, *_ in front(tuned)]
     assert (tmp_path / "report.html").is_file()
-    assert not Path("nc_workspace").exists()
+    assert not list(elsewhere.iterdir())
 
 
 def test_quantization_fit_returns_the_best_model_within_the_criterion(case: Case, tmp_path: Path) -> None:
