@@ -17,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
@@ -56,13 +57,28 @@ Trials = list[tuple[float, float]]
 """Accuracy and bytes of each trial, in order."""
 
 
+@dataclass(frozen=True)
+class Run:
+    """What a host evaluated.
+
+    Args:
+        trials: All, in order.
+        seconds: Mean time from one to the next.
+        rest: The part of it that is neither building nor measuring, where that is known.
+    """
+
+    trials: Trials
+    seconds: float
+    rest: float | None = None
+
+
 def main() -> None:
     """Runs all hosts and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=Path("demo/digits-onnx/model.onnx"))
     parser.add_argument("--trials", type=int, default=40)
     parser.add_argument("--population", type=int, default=10)
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--olive", type=Path, help="Python of an environment that has Olive")
     given = parser.parse_args()
     search = ["-m", str(given.model), "--task", "image-classification", "--data", "digits"]
@@ -77,26 +93,29 @@ def main() -> None:
     }
     if given.olive:
         commands["olive run"] = lambda out: olive(str(given.olive), search, out)
-    found: dict[str, Trials] = {}
-    seconds: dict[str, list[float]] = {name: [] for name in commands}
+    print(f"{given.trials} trials, population {given.population}; {given.model}")
+    first: Run | None = None
     with tempfile.TemporaryDirectory(prefix="qnas-") as folder:
         for turn in range(given.rounds):
             for name, command in commands.items():
                 out = Path(folder) / f"{turn}-{name.replace(' ', '-')}"
-                if all(ended_well(name, step) for step in command(str(out))):
-                    found[name], each = of_olive(out) if name == "olive run" else of_study(out)
-                    seconds[name].append(each)
-    print(f"{given.trials} trials, population {given.population}, {given.rounds} rounds; {given.model}")
-    first = found["qnas tune"]
-    for name, trials in found.items():
-        alike = sum(mine == theirs for mine, theirs in zip(trials, first, strict=True))
-        same = "the same" if front(trials) == front(first) else "another"
-        cost, base = statistics.mean(seconds[name]), statistics.mean(seconds["qnas tune"])
-        print(
-            f"{name:22} {alike:3} of {len(first)} trials the same, in order; "
-            f"{len(set(trials) & set(first)):3} points in common; front {same}; {cost:.3f} s a trial, "
-            f"{1000 * (cost - base):+.0f} ms"
-        )
+                if not all(ended_well(name, step) for step in command(str(out))):
+                    continue
+                ran = of_olive(out) if name == "olive run" else of_study(out)
+                first = first or ran
+                print(f"{name:22} {compared(ran, first)}", flush=True)
+
+
+def compared(ran: Run, first: Run) -> str:
+    """How a host's run stands to the first one."""
+    alike = sum(mine == theirs for mine, theirs in zip(ran.trials, first.trials, strict=True))
+    common = len(set(ran.trials) & set(first.trials))
+    same = "the same" if front(ran.trials) == front(first.trials) else "another"
+    own = "" if ran.rest is None else f", {1000 * ran.rest:.0f} ms of it neither building nor measuring"
+    return (
+        f"{alike} of {len(first.trials)} trials the same in order, {common} points in common, front {same}; "
+        f"{ran.seconds:.3f} s a trial{own}"
+    )
 
 
 def ended_well(name: str, command: list[str]) -> bool:
@@ -117,23 +136,25 @@ def olive(python: str, search: list[str], out: str) -> list[list[str]]:
     return [[python, *write], [python, "-c", LATENCY_TOO, f"{out}/run.json"], [python, *run]]
 
 
-def of_study(out: Path) -> tuple[Trials, float]:
-    """The trials of a study, and the seconds between two."""
+def of_study(out: Path) -> Run:
+    """The trials of a study."""
     lines = [json.loads(line) for line in (out / "study.journal").read_text().splitlines()]
     stored = [line for line in lines if "candidate" in line.get("user_attrs", {})]
     metrics = [line["user_attrs"]["metrics"] for line in stored]
     ends = [datetime.fromisoformat(line["datetime_complete"]).timestamp() for line in stored]
-    return [(row["accuracy"], round(row["size_mb"] * 1e6)) for row in metrics], (ends[-1] - ends[0]) / (len(ends) - 1)
+    seconds = (ends[-1] - ends[0]) / (len(ends) - 1)
+    work = statistics.mean(sum(line["user_attrs"]["seconds"].values()) for line in stored[1:])
+    return Run([(row["accuracy"], round(row["size_mb"] * 1e6)) for row in metrics], seconds, seconds - work)
 
 
-def of_olive(out: Path) -> tuple[Trials, float]:
-    """The same of an Olive run."""
+def of_olive(out: Path) -> Run:
+    """The trials of an Olive run."""
     nodes = json.loads(next((out / "olive").rglob("footprint.json")).read_text()).values()
     nodes = sorted((node for node in nodes if node.get("metrics")), key=lambda node: node["end_time"])
     values = [node["metrics"]["value"] for node in nodes]
     ends = [node["end_time"] for node in nodes]
     trials = [(row["accuracy-accuracy_score"]["value"], row["size-bytes"]["value"]) for row in values]
-    return trials, (ends[-1] - ends[0]) / (len(ends) - 1)
+    return Run(trials, (ends[-1] - ends[0]) / (len(ends) - 1))
 
 
 def front(trials: Trials) -> list[tuple[float, float]]:

@@ -10,6 +10,7 @@ import json
 import math
 import re
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -129,6 +130,9 @@ class Study:
                 opened, study = _load(storage, name, objectives if write else None)
                 attribute = study.user_attrs.get(_ATTRIBUTE)
                 if attribute is None and write and not study.get_trials(deepcopy=False):
+                    with warnings.catch_warnings():
+                        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                        study.set_metric_names(list(objectives))  # for the dashboard
                     study.set_user_attr(_ATTRIBUTE, {"schema_version": SCHEMA_VERSION, "identity": identity})
                 else:
                     _check_identity(storage, attribute, identity)

@@ -316,12 +316,16 @@ def _search(
 
 
 def _covered(metrics: Sequence[Mapping[str, float]], objectives: Sequence[str], first: int) -> float | None:
-    """The hypervolume as a share of the box from the ideal (accuracy 1, others 0) to the worst of the first trials."""
+    """The hypervolume as a share of the box from the ideal (accuracy 1, others 0) to the worst of the first trials.
+
+    None where there is no box: before a trial, and while all of them are perfect.
+    """
     points = losses(metrics, objectives)
     if not len(points):
         return None
     worst, ideal = points[:first].max(axis=0), np.minimum(signs(objectives), 0.0)
-    return hypervolume(points, worst) / float((worst - ideal).prod())
+    box = float((worst - ideal).prod())
+    return hypervolume(points, worst) / box if box else None
 
 
 def _best(metrics: Sequence[Mapping[str, float]], objectives: Sequence[str]) -> dict[str, float]:

@@ -25,7 +25,7 @@ from qnas_plugin import onnx_model
 from qnas_plugin.artifacts import Result
 from qnas_plugin.commands.tune import Loaded, load_hardware, tune
 from qnas_plugin.commands.tune import Progress as Searched
-from qnas_plugin.errors import DataError, QnasError, UsageError
+from qnas_plugin.errors import DataError, QnasError, StudyError, UsageError
 from qnas_plugin.request import TuneRequest
 from qnas_plugin.tasks import Dataset, Examples, content_key
 from qnas_plugin.tasks.arrays import ArrayProcessor, processor
@@ -245,7 +245,7 @@ def _search(
         return tune(request, loaded=loaded, on_stage=log.info, on_progress=on_progress)
     except KeyboardInterrupt:  # how 3.7.1 tells that the time is up
         if not done:
-            raise
+            raise StudyError("stopped before a trial was finished; give more than these seconds as timeout") from None
         log.info(f"Stopped after {done} trials")
         return tune(request.model_copy(update={"trials": done}), loaded=loaded, on_stage=log.info)
 

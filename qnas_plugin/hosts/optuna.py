@@ -29,8 +29,8 @@ class LinasSampler(BaseSampler):
 
     It searches the categorical variables that all finished trials had, for one or more objectives. All else comes from
     the independent sampler: the first trial, numbers, variables that only some trials have, and all variables once
-    each combination was tried. Trials that run at the same time are not proposed twice, and after a stop the stored
-    trials and the same seed give the proposals that would have come without it.
+    each combination was tried. What runs already is not proposed again, unless two processes ask at the same moment.
+    After a stop the stored trials and the same seed give the proposals that would have come without it.
 
     Args:
         seed: Of every random choice; None draws one.

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import time
+import _thread
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 
-from qnas_plugin.errors import DataError, QnasError, UsageError
+from qnas_plugin.errors import DataError, QnasError, StudyError, UsageError
 from qnas_plugin.hosts.neural_compressor import LinasCriterion, fit
 from tests.hosts.conftest import Case, front, trials
 
@@ -50,13 +50,16 @@ def search(case: Case, out: Path, **changes: Any) -> Any:
     return fit(case.model, **(given | changes))
 
 
-def test_fit_evaluates_what_tune_does(case: Case, tuned: Path, tmp_path: Path) -> None:
+def test_fit_evaluates_what_tune_does(case: Case, tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
     result = search(case, tmp_path)
     assert trials(tmp_path) == trials(tuned)
     assert front(tmp_path) == front(tuned)
     assert [member.candidate.key for member in result.members] == [key for key, *_ in front(tuned)]
     assert (tmp_path / "report.html").is_file()
-    assert not Path("nc_workspace").exists()
+    assert not list(elsewhere.iterdir())
 
 
 def test_quantization_fit_returns_the_best_model_within_the_criterion(case: Case, tmp_path: Path) -> None:
@@ -86,14 +89,24 @@ def test_quantization_fit_returns_the_best_model_within_the_criterion(case: Case
     assert set(criterion.result().to_dataframe().columns) >= {"accuracy", "latency_ms", "size_mb", "recommended"}
 
 
-def test_fit_ends_when_the_time_is_up_with_what_it_has(case: Case, tmp_path: Path) -> None:
-    def slowly(model: onnx.ModelProto) -> float:
-        time.sleep(0.2)
+@pytest.mark.parametrize("finished", [0, 3])
+def test_fit_ends_when_the_time_is_up_with_what_it_has(finished: int, case: Case, tmp_path: Path) -> None:
+    calls = 0
+
+    def until_then(model: onnx.ModelProto) -> float:
+        nonlocal calls
+        calls += 1
+        if calls == finished + 2:  # the first call is for the FP32 model
+            _thread.interrupt_main()  # as Neural Compressor does when its timer ends
         return case.accuracy(model)
 
-    result = search(case, tmp_path, eval_func=slowly, max_trials=10_000, timeout=4)
-    assert 1 <= len(trials(tmp_path)) < 100
-    assert result.members
+    if finished == 0:
+        with pytest.raises(StudyError, match="before a trial was finished"):
+            search(case, tmp_path, eval_func=until_then)
+    else:
+        result = search(case, tmp_path, eval_func=until_then)
+        assert len(trials(tmp_path)) == finished
+        assert result.members
 
 
 def test_fit_keeps_what_it_is_told_in_fp32(case: Case, tmp_path: Path) -> None:
