@@ -15,7 +15,7 @@ from qnas_plugin.errors import MaterializeError
 from qnas_plugin.files import write_bytes
 from qnas_plugin.hardware import RuntimeSetting, detect
 from qnas_plugin.latency_table import Estimator
-from qnas_plugin.materialize import export, materialize
+from qnas_plugin.materialize import OUTPUT, export, subnet
 from qnas_plugin.space import Candidate
 from qnas_plugin.study import Evaluation
 from qnas_plugin.supernets import Supernet
@@ -78,7 +78,7 @@ class Evaluator:
         Raises:
             CandidateError: It cannot be built, or its policy did not land.
         """
-        return self.workbench.build(self.job(candidate))
+        return self.workbench.build(self.job(candidate), threads=detect().usable_cores)
 
     def evaluate(self, candidate: Candidate, folder: Path) -> Evaluation:
         """Builds and measures a candidate: accuracy on the search part, latency, size. The file is left in ``folder``.
@@ -123,7 +123,8 @@ class Evaluator:
         """
         cut = self.supernet.cut(candidate)
         inputs = self.workbench.calibration[0].inputs
-        got = measure.logits(materialize(self.workbench.graph, cut).SerializeToString(), inputs)
+        session = subnet(self.workbench.graph, cut).session(threads=detect().usable_cores)
+        (got,) = session.run([OUTPUT], {value.name: inputs[value.name] for value in session.get_inputs()})
         self.supernet.activate(cut)
         with torch.no_grad():
             tensors = {name: torch.as_tensor(array) for name, array in inputs.items()}

@@ -22,6 +22,7 @@ from onnx import helper, numpy_helper
 from torch import nn
 
 from qnas_plugin.errors import MaterializeError
+from qnas_plugin.network import Network
 from qnas_plugin.supernets import Cut, Supernet
 from qnas_plugin.tasks import Inputs
 
@@ -47,24 +48,35 @@ class Graph:
 def export(supernet: Supernet, inputs: Inputs) -> Graph:
     """Exports the whole supernet; the inputs only give names, types and ranks.
 
+    The graph and the torch model share the memory of matrices and tables.
+
     Raises:
         MaterializeError: The graph has another form than expected.
     """
     supernet.activate(None)
-    model = export_module(supernet.model, inputs)
+    model = export_module(supernet.model, inputs, parameters=False)
+    weights = _take_parameters(model.graph, supernet.model)
     linears = tuple(name for name, module in supernet.model.named_modules() if isinstance(module, nn.Linear))
-    weights = {init.name: numpy_helper.to_array(init) for init in model.graph.initializer}
-    del model.graph.initializer[:]
     _restore_shared(model.graph, weights)
     _name_linears(model.graph, weights, supernet.model, linears)
     _free_head_counts(model.graph, weights)
+    _take_folded(model.graph, weights, supernet.model, inputs)
     read = {name for node in model.graph.node for name in node.input}
-    weights = {name: array for name, array in weights.items() if name in read}  # each linear layer's is there twice
+    weights = {name: array for name, array in weights.items() if name in read}
     return Graph(model, weights, _nodes_of_groups(model.graph, weights, supernet.groups))
 
 
 def materialize(graph: Graph, cut: Cut) -> onnx.ModelProto:
     """The FP32 model of a subnet.
+
+    Raises:
+        MaterializeError: A skipped block has no single input and output.
+    """
+    return subnet(graph, cut).whole()
+
+
+def subnet(graph: Graph, cut: Cut) -> Network:
+    """The FP32 network of a subnet; what is not cut shares the memory of the supernet's.
 
     Raises:
         MaterializeError: A skipped block has no single input and output.
@@ -78,15 +90,25 @@ def materialize(graph: Graph, cut: Cut) -> onnx.ModelProto:
         if f"{path}.bias" in weights:
             weights[f"{path}.bias"] = weights[f"{path}.bias"][:outputs]
     _prune(model.graph)
-    used = dict.fromkeys(name for node in model.graph.node for name in node.input)
-    model.graph.initializer.extend(
-        numpy_helper.from_array(np.ascontiguousarray(weights[name]), name) for name in used if name in weights
-    )
-    return model
+    kept = {}
+    for name in dict.fromkeys(name for node in model.graph.node for name in node.input if name in weights):
+        array = np.ascontiguousarray(weights[name])
+        if array.ndim > 1 and array.dtype == np.float32:
+            kept[name] = array
+            model.graph.initializer.add(name=name, data_type=onnx.TensorProto.FLOAT, dims=array.shape)
+        else:
+            model.graph.initializer.append(numpy_helper.from_array(array, name))
+    return Network(model, kept)
 
 
-def export_module(module: nn.Module, inputs: Inputs) -> onnx.ModelProto:
-    """The plain export of what a torch model computes now, with free batch and sequence axes."""
+def export_module(module: nn.Module, inputs: Inputs, *, parameters: bool = True) -> onnx.ModelProto:
+    """The plain export of what a torch model computes now, with free batch and sequence axes.
+
+    Args:
+        module: The model.
+        inputs: Give names, types and ranks.
+        parameters: Whether to store the parameters; otherwise they are inputs of the graph.
+    """
     # torch 2.13 names the inputs in the order of the signature, also those given by keyword.
     inputs = {name: inputs[name] for name in inspect.signature(module.forward).parameters if name in inputs}
     axes = {
@@ -107,8 +129,34 @@ def export_module(module: nn.Module, inputs: Inputs) -> onnx.ModelProto:
             dynamic_axes=axes | {OUTPUT: {0: "batch_size"}},
             opset_version=OPSET,
             dynamo=False,
+            export_params=parameters,
         )
     return onnx.load_from_string(file.getvalue())
+
+
+def _take_parameters(graph: onnx.GraphProto, module: nn.Module) -> dict[str, npt.NDArray[Any]]:
+    """Takes parameters out of the inputs of a graph; matrices and tables share the module's memory."""
+    state = module.state_dict()
+    weights = {}
+    for value in list(graph.input):
+        if value.name in state:
+            array = state[value.name].numpy()
+            weights[value.name] = array if array.ndim > 1 else array.copy()
+            graph.input.remove(value)
+    return weights
+
+
+def _take_folded(
+    graph: onnx.GraphProto, weights: dict[str, npt.NDArray[Any]], module: nn.Module, inputs: Inputs
+) -> None:
+    """Takes in what the exporter computed from parameters; only an export that stores all has the values."""
+    folded = [value for value in graph.input if value.name not in inputs]
+    read = {name for node in graph.node for name in node.input}
+    if any(value.name in read for value in folded):
+        stored = export_module(module, inputs).graph.initializer
+        weights |= {init.name: numpy_helper.to_array(init) for init in stored if init.name in read - weights.keys()}
+    for value in folded:
+        graph.input.remove(value)
 
 
 def _restore_shared(graph: onnx.GraphProto, weights: dict[str, npt.NDArray[Any]]) -> None:
@@ -127,6 +175,7 @@ def _name_linears(
 ) -> None:
     """Makes each linear layer a MatMul and an Add with initializers ``<path>.weight`` (in, out) and ``<path>.bias``."""
     nodes = []
+    products = {node.output[0] for node in graph.node if node.op_type == "MatMul"}
     for node in graph.node:
         path = module_path(node)
         if path not in linears or node.op_type not in ("MatMul", "Gemm", "Add"):
@@ -135,10 +184,11 @@ def _name_linears(
         linear: Any = module.get_submodule(path)
         weight, bias = f"{path}.weight", f"{path}.bias"
         if node.op_type == "Add":
-            product = next(name for name in node.input if name not in weights)
+            product = next(name for name in node.input if name in products)
             nodes.append(helper.make_node("Add", [product, bias], list(node.output), node.name))
             continue
-        weights[weight] = linear.weight.detach().numpy().T.copy()
+        weights[weight] = np.ascontiguousarray(linear.weight.detach().numpy().T)
+        linear.weight.data = torch.from_numpy(weights[weight]).T  # one copy for both, transposed for torch
         if linear.bias is not None:
             weights[bias] = linear.bias.detach().numpy().copy()
         if node.op_type == "MatMul":

@@ -5,12 +5,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from qnas_plugin import ranges, workbench
 from qnas_plugin.evaluate import Evaluator
+from qnas_plugin.quantize import Calibrated
 from qnas_plugin.space import Precision
 from tests.test_evaluate import make
 
@@ -132,7 +134,12 @@ def test_build_calibrates_again_when_a_weight_or_the_data_differ(
     fresh().build(candidate)
     calls: list[int] = []
     calibrate = workbench.calibrate
-    monkeypatch.setattr(workbench, "calibrate", lambda *arguments: calls.append(1) or calibrate(*arguments))
+
+    def counted(*arguments: Any, **options: Any) -> Calibrated:
+        calls.append(1)
+        return calibrate(*arguments, **options)
+
+    monkeypatch.setattr(workbench, "calibrate", counted)
     fresh().build(candidate)
     assert len(calls) == 0
     other = fresh()
