@@ -156,10 +156,10 @@ class Workbench:
             network = subnet(self.graph, job.cut)
         with _stage("calibrate", seconds):
             known = ranges.load(name)
+            found = known or calibrate(network, groups, self.calibration, threads=threads).ranges
             if known is None:
-                known = calibrate(network, groups, self.calibration, threads=threads).ranges
-                ranges.store(name, known)
-            self._kept[name] = Calibrated(network, groups, known, self._quantized)
+                ranges.store(name, found)
+            self._kept[name] = Calibrated(network, groups, found, self._quantized)
         while len(self._kept) > CALIBRATED_KEPT:
             self._kept.popitem(last=False)
         return self._kept[name]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import os
+import resource
 import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -222,11 +223,11 @@ def test_drive_refuses_a_worker_that_is_not_the_sku_that_it_offers(client: Clien
 def test_drive_reports_errors_of_a_worker_that_are_no_fault_of_the_candidate(
     client: Client, search: Search, tmp_path: Path
 ) -> None:
-    """A disk that is full where the worker writes."""
+    """A disk that is full where the worker writes: a file can grow no further after its first bytes."""
     full = client.run(_fill_disk)
     assert len(full) == 2
     try:
-        with pytest.raises(OutputError, match=r"cannot write \S+model\.onnx: No space left on device"):
+        with pytest.raises(OutputError, match=r"cannot write \S+model\.onnx: File too large"):
             search.run(client, 3)
     finally:
         client.run(_empty_disk)
@@ -234,16 +235,41 @@ def test_drive_reports_errors_of_a_worker_that_are_no_fault_of_the_candidate(
 
 
 def _fill_disk() -> None:
-    def fsync(descriptor: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    os.fsync = fsync  # type: ignore[assignment]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
 
 
 def _empty_disk() -> None:
-    import posix
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
-    os.fsync = posix.fsync
+
+def test_drive_goes_on_when_the_scheduler_is_silent_for_a_while(search: Search, profile: HardwareProfile) -> None:
+    """Stopped and continued, as a machine that was suspended, or a network that was gone."""
+    with existing(profile) as (address, processes), workers.connect(None, address, profile.name) as client:
+
+        def pause(trial: Trial) -> None:
+            search.done.append(trial)
+            if trial.number == 1:
+                processes[0].send_signal(signal.SIGSTOP)
+                threading.Timer(5, processes[0].send_signal, [signal.SIGCONT]).start()
+
+        search.on_trial = pause  # type: ignore[method-assign]
+        trials = search.run(client, 6)
+    assert len(by_key(trials)) == len(trials) == 6
+    assert all(trial.state == "complete" for trial in trials)
+
+
+def test_drive_gives_workers_the_data_of_its_own_search(
+    client: Client, search: Search, profile: HardwareProfile, tmp_path: Path
+) -> None:
+    """A worker that still holds other data of the same shape, as another search on the cluster has them."""
+    batches = [replace(batch, positions=batch.positions[::-1]) for batch in search.evaluator.workbench.search]
+    other = replace(search.evaluator.workbench, search=batches)
+    with workers._placed(client, place := workers._Place.of(other, profile), other):
+        assert place.name != workers._Place.of(search.evaluator.workbench, profile).name
+        (trial,) = search.run(client, 1)
+    job = search.job(trial.candidate)
+    assert trial.metrics == search.evaluator.workbench.evaluate(job, tmp_path, threads=1).metrics
+    assert trial.metrics != other.evaluate(job, tmp_path, threads=1).metrics
 
 
 def test_a_scheduler_that_goes_away_is_one_error_and_the_search_goes_on_with_another(
