@@ -39,7 +39,7 @@ from qnas_plugin.materialize import Graph, export, export_module
 from qnas_plugin.space import Candidate, Precision
 from qnas_plugin.supernets import Supernet
 from qnas_plugin.tasks import Batch, Inputs
-from qnas_plugin.workbench import Job, Workbench
+from qnas_plugin.workbench import Job, Workbench, write
 
 TEXTS = 100
 MODELS: Mapping[str, tuple[int, int, int, int, int]] = {
@@ -89,8 +89,7 @@ def compare(name: str, count: int, folder: Path) -> None:
             seconds: dict[str, float] = {}
             began = time.perf_counter()
             job = Job(which, supernet.cut(which))
-            content = workbench.build(job, seconds, threads=detect().usable_cores).SerializeToString()
-            (folder / "here.onnx").write_bytes(content)
+            write(folder / "here.onnx", workbench.build(job, seconds, threads=detect().usable_cores))
             seconds["all"] = time.perf_counter() - began
             for stage, value in seconds.items():
                 rows.setdefault(f"{title} {stage}", []).append(value)

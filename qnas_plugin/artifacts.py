@@ -243,8 +243,7 @@ def write_candidate(evaluator: Evaluator, candidate: Candidate, folder: Path) ->
         OutputError: The folder cannot be written.
         CandidateError: The candidate cannot be built.
     """
-    model = evaluator.build(candidate)
-    write_bytes(folder / "model.onnx", model.SerializeToString(deterministic=True))
+    evaluator.write(candidate, folder / "model.onnx")
     try:
         write_json(folder / "config.json", evaluator.supernet.config(candidate))
         evaluator.processor.save(folder)

@@ -12,10 +12,11 @@ import torch
 
 from qnas_plugin import measure
 from qnas_plugin.errors import MaterializeError
-from qnas_plugin.files import write_bytes
+from qnas_plugin.files import write_parts
 from qnas_plugin.hardware import RuntimeSetting, detect
 from qnas_plugin.latency_table import Estimator
 from qnas_plugin.materialize import OUTPUT, export, subnet
+from qnas_plugin.network import Network
 from qnas_plugin.space import Candidate
 from qnas_plugin.study import Evaluation
 from qnas_plugin.supernets import Supernet
@@ -78,6 +79,18 @@ class Evaluator:
         Raises:
             CandidateError: It cannot be built, or its policy did not land.
         """
+        return self._network(candidate).whole()
+
+    def write(self, candidate: Candidate, path: Path) -> None:
+        """Builds a candidate and writes its file, the same bytes each time.
+
+        Raises:
+            CandidateError: It cannot be built, or its policy did not land.
+            OutputError: The file cannot be written.
+        """
+        write_parts(path, self._network(candidate).parts())
+
+    def _network(self, candidate: Candidate) -> Network:
         return self.workbench.build(self.job(candidate), threads=detect().usable_cores)
 
     def evaluate(self, candidate: Candidate, folder: Path) -> Evaluation:
@@ -107,7 +120,7 @@ class Evaluator:
             CandidateError: It cannot be built or run.
         """
         path = folder / "model.onnx"
-        write_bytes(path, self.build(candidate).SerializeToString(deterministic=True))
+        self.write(candidate, path)
         return measure.accuracy(self.predict(path, self.dataset.search), self.dataset.search.labels)
 
     def estimate(self, candidate: Candidate) -> float:
@@ -123,8 +136,8 @@ class Evaluator:
         """
         cut = self.supernet.cut(candidate)
         inputs = self.workbench.calibration[0].inputs
-        session = subnet(self.workbench.graph, cut).session(threads=detect().usable_cores)
-        (got,) = session.run([OUTPUT], {value.name: inputs[value.name] for value in session.get_inputs()})
+        with subnet(self.workbench.graph, cut).running(threads=detect().usable_cores) as session:
+            (got,) = session.run([OUTPUT], {value.name: inputs[value.name] for value in session.get_inputs()})
         self.supernet.activate(cut)
         with torch.no_grad():
             tensors = {name: torch.as_tensor(array) for name, array in inputs.items()}

@@ -6,7 +6,8 @@ running model's with both. Values enter a buffer only when a file is made.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,14 +16,19 @@ import onnx
 import onnxruntime as ort
 from onnx import numpy_helper
 
+_GRAPH, _INITIALIZER, _RAW_DATA = (
+    message.DESCRIPTOR.fields_by_name[name].number
+    for message, name in ((onnx.ModelProto, "graph"), (onnx.GraphProto, "initializer"), (onnx.TensorProto, "raw_data"))
+)
+
 
 @dataclass(frozen=True, eq=False)
 class Network:
-    """An FP32 model whose weights may be shared; must not be changed.
+    """A model whose weights may be shared; must not be changed.
 
     Args:
         outline: The model; the initializers of ``weights`` have types and shapes in it, and no values.
-        weights: Matrices, kernels and tables by the names of their initializers.
+        weights: Matrices, kernels and tables, contiguous, by the names of their initializers.
     """
 
     outline: onnx.ModelProto
@@ -50,8 +56,34 @@ class Network:
         fill(model, self.weights)
         return model
 
-    def session(self, *, threads: int, outputs: Iterable[str] = (), optimized: bool = True) -> ort.InferenceSession:
-        """A session on the CPU that reads the arrays where they are.
+    def parts(self) -> Iterator[bytes | memoryview]:
+        """The content of the model's file, piece by piece, the same each time; no piece is a copy of a weight.
+
+        All but the weights is one message, and a second one that has only them follows: what is encoded one after the
+        other is read as merged (https://protobuf.dev/programming-guides/encoding/#last-one-wins).
+        """
+        model = onnx.ModelProto()
+        model.CopyFrom(self.outline)
+        weights = [initializer for initializer in self.outline.graph.initializer if initializer.name in self.weights]
+        others = [initializer for initializer in self.outline.graph.initializer if initializer.name not in self.weights]
+        del model.graph.initializer[:]
+        model.graph.initializer.extend(others)
+        yield model.SerializeToString(deterministic=True)
+        heads = []
+        for initializer in weights:
+            size = self.weights[initializer.name].nbytes
+            head = initializer.SerializeToString(deterministic=True) + _field(_RAW_DATA, size)
+            heads.append(_field(_INITIALIZER, len(head) + size) + head)
+        yield _field(_GRAPH, sum(map(len, heads)) + sum(self.weights[weight.name].nbytes for weight in weights))
+        for initializer, head in zip(weights, heads, strict=True):
+            yield head
+            yield self.weights[initializer.name].data.cast("B")
+
+    @contextmanager
+    def running(
+        self, *, threads: int, outputs: Iterable[str] = (), optimized: bool = True
+    ) -> Iterator[ort.InferenceSession]:
+        """A session on the CPU, valid within the context, that reads the arrays where they are.
 
         Args:
             threads: Of each run; 0 is all cores.
@@ -63,7 +95,7 @@ class Network:
         own = {value.name for value in model.graph.output}
         model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs if name not in own)
         for initializer in model.graph.initializer:
-            if initializer.name in self.weights:  # ONNX Runtime 1.31 takes values only for those that lie elsewhere
+            if initializer.name in self.weights:
                 initializer.data_location = onnx.TensorProto.EXTERNAL
                 initializer.external_data.add(key="location", value="memory")
         options = ort.SessionOptions()
@@ -73,8 +105,20 @@ class Network:
         options.log_severity_level = 3  # errors alone
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # others work beside it
         values = [ort.OrtValue.ortvalue_from_numpy(array) for array in self.weights.values()]
+        # ONNX Runtime 1.31 takes values only for what lies elsewhere, and copies them unless they are shared too.
         options.add_external_initializers(list(self.weights), values)
-        return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        for name, value in zip(self.weights, values, strict=True):
+            options.add_initializer(name, value)
+        yield ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def _field(number: int, size: int) -> bytes:
+    """What stands before so many bytes of a field in the encoding of protocol buffers."""
+    encoded = bytearray([number << 3 | 2])
+    while size > 127:
+        encoded.append(size & 127 | 128)
+        size >>= 7
+    return bytes([*encoded, size])
 
 
 def fill(model: onnx.ModelProto, weights: Mapping[str, npt.NDArray[Any]]) -> None:

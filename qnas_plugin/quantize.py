@@ -25,7 +25,7 @@ import numpy.typing as npt
 import onnx
 
 from qnas_plugin.errors import QuantizationError
-from qnas_plugin.network import Network, fill
+from qnas_plugin.network import Network
 from qnas_plugin.space import Precision
 from qnas_plugin.tasks import Batch
 
@@ -90,17 +90,20 @@ def calibrate(
         raise QuantizationError("there are no calibration batches; give at least one example")
     tables = {node.output[0]: node.input[0] for node in nodes if node.op_type == "Gather"}
     tensors = [name for name in _activations(nodes) if name not in tables]
-    session = network.session(threads=threads, outputs=tensors, optimized=False)  # as fit does, to the last bit
-    inputs = [value.name for value in session.get_inputs()]
     ranges: dict[str, tuple[float, float]] = {}
-    for batch in batches:
-        missing = [name for name in inputs if name not in batch.inputs]
-        if missing:
-            raise QuantizationError(f"the calibration data has no '{missing[0]}'; the model needs {', '.join(inputs)}")
-        values = session.run(tensors, {name: batch.inputs[name] for name in inputs})
-        for name, value in zip(tensors, values, strict=False):  # no tensors means all outputs to ONNX Runtime
-            low, high = ranges.get(name, (math.inf, -math.inf))
-            ranges[name] = float(np.minimum(low, value.min())), float(np.maximum(high, value.max()))  # keeps NaN
+    # Without optimization as fit does it, to the last bit.
+    with network.running(threads=threads, outputs=tensors, optimized=False) as session:
+        inputs = [value.name for value in session.get_inputs()]
+        for batch in batches:
+            missing = [name for name in inputs if name not in batch.inputs]
+            if missing:
+                raise QuantizationError(
+                    f"the calibration data has no '{missing[0]}'; the model needs {', '.join(inputs)}"
+                )
+            values = session.run(tensors, {name: batch.inputs[name] for name in inputs})
+            for name, value in zip(tensors, values, strict=False):  # no tensors means all outputs to ONNX Runtime
+                low, high = ranges.get(name, (math.inf, -math.inf))
+                ranges[name] = float(np.minimum(low, value.min())), float(np.maximum(high, value.max()))  # keeps NaN
     for name, table in tables.items():  # any row may be asked for later, and equal scales cost no second rounding
         values = network.weights[table]
         ranges[name] = float(values.min()), float(values.max())
@@ -139,7 +142,15 @@ class Calibrated:
                 raise QuantizationError(f"tensor '{name}' ranges from {low} to {high}; the model must be finite")
 
     def emit(self, policy: Policy) -> onnx.ModelProto:
-        """The model under a policy, verified; equal to the FP32 model when the policy has no INT8 group.
+        """The model under a policy with all values; see ``network``.
+
+        Raises:
+            QuantizationError: The policy names other groups than the model has, or it did not land in the graph.
+        """
+        return self.network(policy).whole()
+
+    def network(self, policy: Policy) -> Network:
+        """The network under a policy, verified; the FP32 network when the policy has no INT8 group.
 
         Deterministic: the same model, groups, ranges and policy give the same bytes in every process.
 
@@ -147,10 +158,10 @@ class Calibrated:
             QuantizationError: The policy names other groups than the model has, or it did not land in the graph.
         """
         _check_policy(self.groups, policy)
-        quantized = onnx.ModelProto()
         int8 = {name for group, names in self.groups.items() for name in names if policy[group] == Precision.INT8}
         if not int8:
-            return self._network.whole()
+            return self._network
+        quantized = onnx.ModelProto()
         quantized.CopyFrom(self._outline)
         config = {
             node.name: {"weight": _TABLE if node.op_type == "Gather" else _WEIGHT, "activation": _ACTIVATION}
@@ -163,9 +174,10 @@ class Calibrated:
         quantizer.quantize_model()
         wrapped.topological_sort()
         _restore_fp32_inputs(quantized.graph, int8, {name for names in self.groups.values() for name in names} - int8)
-        fill(quantized, self._network.weights)
         verify(quantized, self.groups, policy)
-        return quantized
+        stored = {initializer.name for initializer in quantized.graph.initializer}
+        weights = {**self._network.weights, **quantizer.int8}
+        return Network(quantized, {name: array for name, array in weights.items() if name in stored})
 
     @cached_property
     def _network(self) -> Network:
@@ -317,6 +329,9 @@ class _CachedQuantizer(Quantizer):  # type: ignore[misc]
         scales: Tensor name to zero point and scale.
         weights: The FP32 weights by name.
         quantized: The quantized weights of earlier runs; new ones are added.
+
+    Attributes:
+        int8: The quantized weights of this run by the names of their initializers, which have no values.
     """
 
     def __init__(
@@ -339,6 +354,7 @@ class _CachedQuantizer(Quantizer):  # type: ignore[misc]
         )
         self._weights = weights
         self._kept = quantized
+        self.int8: dict[str, npt.NDArray[Any]] = {}
 
     def quantize_bias_tensor(self, node: onnx.NodeProto) -> None:
         super().quantize_bias_tensor(node)
@@ -358,6 +374,21 @@ class _CachedQuantizer(Quantizer):  # type: ignore[misc]
 
     def _get_quantized_weight(self, initializer: onnx.TensorProto, qType: int, scheme: str) -> QuantizedInitializer:
         return self._quantized(initializer, qType, scheme, None)
+
+    def _update_weight(self, weight: QuantizedInitializer) -> None:
+        if weight.name in self.quantized_value_map:
+            return
+        name, dims = f"{weight.name}_quantized", weight.initializer.dims
+        self.int8[name] = weight.quantized_data
+        shape = [] if weight.axis is None else [dims[weight.axis]]
+        initializers = self.model.initializer()
+        initializers.add(name=name, data_type=weight.qType, dims=dims)
+        initializers.append(
+            onnx.helper.make_tensor(f"{weight.name}_scale", onnx.TensorProto.FLOAT, shape, weight.scales)
+        )
+        initializers.append(
+            onnx.helper.make_tensor(f"{weight.name}_zero_point", weight.qType, shape, weight.zero_points)
+        )
 
     def _quantized(
         self, initializer: onnx.TensorProto, dtype: int, scheme: str, axis: int | None

@@ -18,13 +18,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 
 from qnas_plugin import __version__, measure, ranges
 from qnas_plugin.environment import detect
 from qnas_plugin.errors import OutputError
 from qnas_plugin.hardware import RuntimeSetting
 from qnas_plugin.materialize import Graph, subnet
+from qnas_plugin.network import Network
 from qnas_plugin.quantize import Calibrated, Quantized, calibrate
 from qnas_plugin.space import Candidate, Precision
 from qnas_plugin.study import Evaluation
@@ -92,8 +92,8 @@ class Workbench:
         graph = self.graph.model.SerializeToString(deterministic=True)
         return _digest(graph + repr(known).encode(), dict(self.graph.weights) | _named(self.calibration))
 
-    def build(self, job: Job, seconds: dict[str, float] | None = None, *, threads: int = 1) -> onnx.ModelProto:
-        """The candidate's ONNX model, the same bytes each time.
+    def build(self, job: Job, seconds: dict[str, float] | None = None, *, threads: int = 1) -> Network:
+        """The candidate's ONNX network, the same bytes each time.
 
         Args:
             job: The candidate.
@@ -107,9 +107,9 @@ class Workbench:
         calibrated = self._calibrated(job, seconds, threads)
         policy = {group: Precision(str(job.candidate[f"precision.{group}"])) for group in calibrated.groups}
         with _stage("quantize", seconds):
-            model = calibrated.emit(policy)
+            network = calibrated.network(policy)
             self._bound()
-        return model
+        return network
 
     def evaluate(self, job: Job, folder: Path, *, threads: int) -> Evaluation:
         """Builds and measures a candidate: accuracy on the search part, latency, size. The file is left in ``folder``.
@@ -128,10 +128,10 @@ class Workbench:
         seconds: dict[str, float] = {}
         path = folder / "model.onnx"
         with measure.between_measurements() if job.latency is None else nullcontext():
-            model = self.build(job, seconds, threads=threads)
+            network = self.build(job, seconds, threads=threads)
             with _stage("write", seconds):
-                _write(path, model)
-            del model
+                write(path, network)
+            del network
             with _stage("accuracy", seconds):
                 predictions = measure.predict(path, self.search, threads=threads)
         accuracy = measure.accuracy(predictions, self.labels)
@@ -171,10 +171,15 @@ class Workbench:
             del self._quantized[next(iter(self._quantized))]
 
 
-def _write(path: Path, model: onnx.ModelProto) -> None:
-    """Writes a file that nobody needs after a crash, so without waiting for the disk."""
+def write(path: Path, network: Network) -> None:
+    """Writes a file that nobody needs after a crash, so without waiting for the disk.
+
+    Raises:
+        OutputError: The disk is full.
+    """
     try:
-        path.write_bytes(model.SerializeToString(deterministic=True))
+        with path.open("wb") as file:
+            file.writelines(network.parts())
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror}") from error
 
