@@ -133,7 +133,7 @@ def verify(
             accuracy = evaluator.predict(paths[name], evaluator.dataset.search), evaluator.dataset.search.labels
             seen[candidate.key] = {"accuracy": measure.accuracy(*accuracy)}
     latencies: dict[str, dict[str, Any]]
-    if evaluator.here:
+    if evaluator.timed:
         on_stage(f"Timing {len(paths)} models in turns")
         timed = evaluator.latency(list(paths.values()), rounds=5)
         latencies = {
@@ -216,7 +216,8 @@ def latency_record(evaluator: Evaluator, notes: Sequence[str]) -> dict[str, Any]
     table = evaluator.estimator.table if evaluator.estimator else None
     return {
         "search": "measured" if table is None else "table",
-        "verified": "measured" if evaluator.here else "predicted",
+        "verified": "measured" if evaluator.timed else "predicted",
+        "machine": "here" if evaluator.timer is None else "a worker",
         "notes": list(notes),
         "table": None
         if table is None

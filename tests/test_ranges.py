@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import resource
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -82,6 +84,21 @@ def test_store_does_without_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     ranges.store("key", RANGES)
     assert ranges.load("key") is None
+
+
+def test_store_leaves_no_half_entry_when_the_disk_is_full(folder: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50, before[1]))
+    try:
+        ranges.store("key", RANGES)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert ranges.load("key") is None
+    assert not list(folder.iterdir())
+    ranges.store("key", RANGES)
+    assert ranges.load("key") == RANGES
 
 
 def test_two_processes_that_write_and_forget_the_same_entries_see_whole_ones_only(

@@ -18,12 +18,12 @@ import psutil
 import pytest
 from distributed import Client, Worker
 
-from qnas_plugin import workers
-from qnas_plugin.errors import ClusterError, OutputError
+from qnas_plugin import cluster_latency, workers
+from qnas_plugin.errors import ClusterError, MeasurementError, OutputError
 from qnas_plugin.evaluate import Evaluator
 from qnas_plugin.hardware import HardwareProfile, describe, detect
 from qnas_plugin.search import Algorithm, Problem, random
-from qnas_plugin.space import Candidate
+from qnas_plugin.space import Candidate, Precision
 from qnas_plugin.study import Study, Trial
 from qnas_plugin.workbench import Job
 from tests.test_evaluate import make
@@ -189,6 +189,25 @@ def test_drive_says_that_no_worker_offers_the_sku(client: Client, search: Search
     search.profile = search.profile.model_copy(update={"name": "xeon-9999"})
     with pytest.raises(ClusterError, match=r'no worker offers \'xeon-9999\'.* --resources "xeon-9999=1"'):
         search.run(client, 3)
+
+
+def test_latency_measures_files_on_a_worker_of_the_sku(
+    client: Client, search: Search, profile: HardwareProfile, tmp_path: Path
+) -> None:
+    workbench = search.evaluator.workbench
+    paths = [tmp_path / f"{size}.onnx" for size in ("largest", "smallest")]
+    for path in paths:
+        search.evaluator.write(search.evaluator.supernet.space.corner(path.stem, Precision.FP32), path)
+    timed = cluster_latency.latency(client, profile, paths, workbench.timing_inputs, workbench.setting, 2)
+    assert [len(latency.round_medians) for latency in timed] == [2, 2]
+    assert all(latency.median > 0 for latency in timed)
+    assert not any(client.run(lambda dask_worker: list(Path(dask_worker.local_directory).iterdir())).values())
+    paths[1].write_bytes(b"no model")
+    with pytest.raises(MeasurementError, match=r"1\.onnx"):
+        cluster_latency.latency(client, profile, paths, workbench.timing_inputs, workbench.setting, 2)
+    another = profile.model_copy(update={"recognise": profile.recognise.model_copy(update={"brand": "another"})})
+    with pytest.raises(ClusterError, match=r"offers the resource 'this-machine', and is another machine"):
+        cluster_latency.latency(client, another, paths, workbench.timing_inputs, workbench.setting, 2)
 
 
 def test_drive_says_that_no_worker_is_left(
