@@ -1,12 +1,14 @@
 """Trials per hour of whole searches with one and two workers, and what they find.
 
-    python benchmarks/workers.py REQUEST.toml [--trials 24] [--seeds 3] [--counts 1 2]
+    python benchmarks/workers.py REQUEST.toml [--trials 24] [--seeds 3] [--counts 1 2] [--core-each]
 
 The request is that of ``qnas tune --config``. Without a latency table in it, no latency is measured either, as that is
 done one at a time on a machine, and the objectives are accuracy and size. Searches with one worker and with more take
 turns, seed by seed. Time runs from the first stored trial to the last one, so neither the start of workers nor the
 verification is in it. Each search has no ranges of an earlier one. The hypervolume of a search is a share of the box
 between the ideal and the worst values of all searches together.
+
+One worker alone computes on all cores. With ``--core-each`` it has one core, driver included.
 """
 
 from __future__ import annotations
@@ -39,16 +41,20 @@ def main() -> None:
     parser.add_argument("request", type=Path)
     parser.add_argument("--trials", type=int, default=24)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--core-each", action="store_true", help="give a search as many cores as it has workers")
     parser.add_argument("--counts", type=int, nargs="+", default=[1, 2])
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="qnas-workers-") as folder:
         request = TuneRequest.build({"out": folder, "trials": arguments.trials}, arguments.request)
         loaded = load(request)
         evaluator = loaded.evaluator()
+        everywhere = os.sched_getaffinity(0)
         found: dict[int, list[list[Trial]]] = {count: [] for count in arguments.counts}
         hourly: dict[int, list[float]] = {count: [] for count in arguments.counts}
         for seed in range(arguments.seeds):
             for count in arguments.counts if seed % 2 == 0 else arguments.counts[::-1]:
+                if arguments.core_each:
+                    os.sched_setaffinity(0, sorted(everywhere)[:count])
                 os.environ["XDG_CACHE_HOME"] = f"{folder}/{seed}-{count}"
                 trials, seconds = search(loaded, evaluator, count, seed, Path(folder) / f"{seed}-{count}.journal")
                 found[count].append(trials)

@@ -48,11 +48,13 @@ def test_write_bytes_keeps_the_old_file_when_a_file_can_grow_no_further(tmp_path
 
 def test_alone_in_keeps_other_processes_out(tmp_path: Path) -> None:
     """Also where trials are in a database, which has no file to lock."""
-    program = f"from pathlib import Path\nfrom qnas_plugin.files import alone_in\nwith alone_in(Path({str(tmp_path)!r})):\n  pass"
+    program = "from pathlib import Path\nfrom qnas_plugin.files import alone_in\nwith alone_in(Path.cwd()):\n  pass"
     with alone_in(tmp_path):
-        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
         assert f"OutputError: another process is writing to {tmp_path}; wait until it ends" in done.stderr
-    subprocess.run([sys.executable, "-c", program], check=True)
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True)
 
 
 def test_write_json_is_stable_and_refuses_what_is_not_finite(tmp_path: Path) -> None:
