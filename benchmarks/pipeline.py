@@ -36,6 +36,7 @@ from qnas_plugin import registry
 from qnas_plugin.environment import detect
 from qnas_plugin.hardware import RuntimeSetting
 from qnas_plugin.materialize import Graph, export, export_module
+from qnas_plugin.metrics import Scorer
 from qnas_plugin.space import Candidate, Precision
 from qnas_plugin.supernets import Supernet
 from qnas_plugin.tasks import Batch, Inputs
@@ -159,7 +160,7 @@ def prepare(name: str, folder: Path) -> tuple[Supernet, Workbench, list[Batch]]:
     graph = export(supernet, sorted_[0].inputs)
     labels = np.zeros(len(sorted_[0].positions), dtype=np.int64)
     setting = RuntimeSetting(sequence_length=length)
-    workbench = Workbench(graph, sorted_, sorted_[:1], labels, sorted_[0].inputs, setting)
+    workbench = Workbench(graph, sorted_, sorted_[:1], Scorer("accuracy", labels), sorted_[0].inputs, setting)
     assert workbench.fingerprint  # hashes the weights, once a run
     return supernet, workbench, padded
 

@@ -25,13 +25,13 @@ from statistics import mean, pstdev
 import numpy as np
 
 from qnas_plugin import registry, workers
+from qnas_plugin.commands.tune import Loaded, load
 from qnas_plugin.evaluate import Evaluator
 from qnas_plugin.objectives import hypervolume, losses, signs
 from qnas_plugin.request import TuneRequest
 from qnas_plugin.search import ExactMetric, Problem
 from qnas_plugin.space import Candidate
 from qnas_plugin.study import Study, Trial
-from qnas_plugin.tune import Loaded, load
 from qnas_plugin.workbench import Job
 
 

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,16 +18,19 @@ from qnas_plugin.errors import OutputError
 from qnas_plugin.evaluate import Evaluator
 from qnas_plugin.files import write_bytes, write_json
 from qnas_plugin.hardware import HardwareProfile
+from qnas_plugin.metrics import standard_error
 from qnas_plugin.objectives import Limit, losses, non_dominated
 from qnas_plugin.report import render
 from qnas_plugin.request import TuneRequest
 from qnas_plugin.space import Candidate
 from qnas_plugin.study import Study, Trial
-from qnas_plugin.workbench import standard_error
+
+if TYPE_CHECKING:
+    import pandas
 
 SCHEMA_VERSION = 1
 REFERENCES = ("largest-int8", "largest-fp32")
-"""The baselines that each member is compared with; the first is the one that ``max_accuracy_drop`` is about."""
+"""The baselines that each member is compared with."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,25 @@ class Result:
         """The recommended member."""
         return next((member for member in self.members if member.name == self.recommended), None)
 
+    def to_dataframe(self) -> pandas.DataFrame:
+        """One row for each member and baseline, by name: verified metrics, and how it stands against all-INT8."""
+        import pandas
+
+        rows = [
+            {
+                "name": member.name,
+                "key": member.candidate.key,
+                "baseline": member in self.baselines,
+                "recommended": member.name == self.recommended,
+                **member.report,
+                **{f"search_{metric}": value for metric, value in member.search.items()},
+                **member.against.get(REFERENCES[0], {}),
+                "folder": member.folder,
+            }
+            for member in (*self.members, *self.baselines)
+        ]
+        return pandas.DataFrame(rows).set_index("name")
+
 
 def verify(
     request: TuneRequest,
@@ -122,16 +144,15 @@ def verify(
     folder = request.out / "pareto"
     _remove_stale(folder, names)
     paths: dict[str, Path] = {}
-    predictions: dict[str, npt.NDArray[np.int64]] = {}
+    scores: dict[str, npt.NDArray[np.float64]] = {}
     for i, (name, candidate) in enumerate(candidates.items(), 1):
         if i * 10 // len(candidates) > (i - 1) * 10 // len(candidates):
             on_stage(f"Built and checked {i} of {len(candidates)} models")
         paths[name] = (folder if name in names else request.out / "baselines") / name / "model.onnx"
         write_candidate(evaluator, candidate, paths[name].parent)
-        predictions[name] = evaluator.predict(paths[name], evaluator.dataset.report)
+        scores[name] = evaluator.scores(paths[name], "report")
         if candidate.key not in seen:  # not every algorithm asks for the baselines
-            accuracy = evaluator.predict(paths[name], evaluator.dataset.search), evaluator.dataset.search.labels
-            seen[candidate.key] = {"accuracy": measure.accuracy(*accuracy)}
+            seen[candidate.key] = {"accuracy": float(evaluator.scores(paths[name], "search").mean())}
     latencies: dict[str, dict[str, Any]]
     if evaluator.timed:
         on_stage(f"Timing {len(paths)} models in turns")
@@ -145,10 +166,9 @@ def verify(
             for name, candidate in candidates.items()
         }
 
-    labels = evaluator.dataset.report.labels
     report = {
         name: {
-            "accuracy": measure.accuracy(predictions[name], labels),
+            "accuracy": float(scores[name].mean()),
             "latency_ms": latencies[name]["median"],
             "size_mb": measure.size_mb(path),
         }
@@ -162,7 +182,7 @@ def verify(
             report[name],
             latencies[name],
             {
-                reference: compare(report[name], report[reference], predictions[name], predictions[reference], labels)
+                reference: compare(report[name], report[reference], scores[name], scores[reference])
                 for reference in REFERENCES
                 if reference != name
             },
@@ -173,7 +193,7 @@ def verify(
     for member in verified.values():
         write_json(request.out / member.folder / "metrics.json", member.to_dict())
     members = tuple(verified[name] for name in names)
-    reference = verified[REFERENCES[0]]
+    reference = verified[request.reference]
     recommended, reason = recommend(members, reference, request)
     record = {
         "schema_version": SCHEMA_VERSION,
@@ -190,7 +210,7 @@ def verify(
             "examples": {
                 part: len(getattr(evaluator.dataset, part)) for part in ("train", "calibration", "search", "report")
             },
-            "report_standard_error": standard_error(reference.report["accuracy"], len(labels)),
+            "report_standard_error": standard_error(scores[reference.name]),
         },
         "space": {
             "genotypes": float(evaluator.supernet.space.genotypes),
@@ -246,7 +266,8 @@ def write_candidate(evaluator: Evaluator, candidate: Candidate, folder: Path) ->
     """
     evaluator.write(candidate, folder / "model.onnx")
     try:
-        write_json(folder / "config.json", evaluator.supernet.config(candidate))
+        if config := evaluator.supernet.config(candidate):
+            write_json(folder / "config.json", config)
         evaluator.processor.save(folder)
     except OSError as error:
         raise OutputError(f"cannot write {folder}: {error.strerror or error}") from error
@@ -259,17 +280,15 @@ def write_candidate(evaluator: Evaluator, candidate: Candidate, folder: Path) ->
 def compare(
     metrics: Mapping[str, float],
     reference: Mapping[str, float],
-    predictions: npt.NDArray[np.int64],
-    reference_predictions: npt.NDArray[np.int64],
-    labels: npt.NDArray[np.int64],
+    scores: npt.NDArray[np.float64],
+    reference_scores: npt.NDArray[np.float64],
 ) -> dict[str, float]:
     """How a model stands against another: speed-up, shrink factor, accuracy difference and its paired test.
 
-    ``p_value`` is that of McNemar's exact test, two-sided: the chance of so unequal a split of the examples that only
-    one of the two gets right, if both were equally good.
+    ``p_value`` is that of the exact sign test, two-sided: the chance of so unequal a split of the examples that one of
+    the two does better on, if both were equally good. For right and wrong answers it is McNemar's exact test.
     """
-    mine, theirs = predictions == labels, reference_predictions == labels
-    gained, lost = int((mine & ~theirs).sum()), int((theirs & ~mine).sum())
+    gained, lost = int((scores > reference_scores).sum()), int((scores < reference_scores).sum())
     return {
         "latency_ratio": reference["latency_ms"] / metrics["latency_ms"],
         "size_ratio": reference["size_mb"] / metrics["size_mb"],
@@ -299,10 +318,10 @@ def recommend(members: Sequence[Member], reference: Member, request: TuneRequest
     fitting = [m for m in members if all(limit.violation(known(m)) == 0 for limit in limits)]
     if fitting:
         best = min(fitting, key=lambda m: (m.report[goal(request)], -m.search["accuracy"]))
-        ratio = best.against[REFERENCES[0]]
+        ratio = best.against[request.reference]
         return best.name, (
             f"deploy {best.folder}/model.onnx: {ratio['latency_ratio']:.2f}x as fast and "
-            f"{ratio['size_ratio']:.2f}x smaller than the full network in INT8, "
+            f"{ratio['size_ratio']:.2f}x smaller than the full network in {request.against.upper()}, "
             f"at {100 * ratio['accuracy_difference']:+.2f} points of accuracy on the report split"
         )
     broken = min(members, key=lambda m: sum(limit.violation(known(m)) for limit in limits))

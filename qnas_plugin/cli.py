@@ -41,6 +41,10 @@ DataOption = Annotated[Text, _option("The task's data: a file, a folder, or a na
 OutOption = Annotated[Path | None, _option("Folder for the results.")]
 ConfigOption = Annotated[Path | None, _option("TOML file with any of these options; options given here win.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
+ObjectiveOption = Annotated[
+    list[str] | None,
+    _option("accuracy, latency_ms or size_mb; give it two or three times.", "accuracy, latency_ms", "METRIC"),
+]
 SeedOption = Annotated[Count, _option("Of every random choice.", 0)]
 LengthOption = Annotated[Count, _option("Cut texts after this many tokens.", "the tokenizer's own")]
 CalibrationOption = Annotated[Count, _option("Training examples for the quantization ranges.", 128)]
@@ -78,6 +82,9 @@ def train(
             "Trained in each step beside the whole supernet: random, sandwich (random and smallest), none.", "random"
         ),
     ] = None,
+    shrinking: Annotated[
+        Number, _option("Share of the steps over which subnets may become smaller, step by step.", 0)
+    ] = None,
     task_weight: Annotated[
         Number, _option("Share of cross-entropy in the loss; distillation has the rest.", 0.3)
     ] = None,
@@ -86,6 +93,9 @@ def train(
     depth: Annotated[Text, _option("Choices for the number of layers, like 3,4,5,6.", "the family's own")] = None,
     heads: Annotated[Text, _option("Choices for the heads of a layer.", "the family's own")] = None,
     ffn: Annotated[Text, _option("Choices for the feed-forward width of a layer.", "the family's own")] = None,
+    kernel: Annotated[Text, _option("Choices for the size of kernels, like 3,5,7.", "the family's own")] = None,
+    expand: Annotated[Text, _option("Choices for the relative width inside a block.", "the family's own")] = None,
+    width: Annotated[Text, _option("Choices for the relative width of a stage.", "the family's own")] = None,
     max_length: LengthOption = None,
     calibration_samples: CalibrationOption = None,
     search_samples: SearchOption = None,
@@ -99,7 +109,7 @@ def train(
     "accelerate launch -m qnas_plugin" in place of "qnas".
     """
     options = {name: value for name, value in locals().items() if name not in ("config", "as_json")}
-    for name in ("depth", "heads", "ffn"):
+    for name in ("depth", "heads", "ffn", "kernel", "expand", "width"):
         options[name] = _numbers(name, options[name])
     from qnas_plugin.console import training
     from qnas_plugin.request import TrainRequest
@@ -113,17 +123,47 @@ def train(
 def tune(
     supernet: SupernetOption = None,
     checkpoint: CheckpointOption = None,
-    task: TaskOption = None,
+    model: Annotated[
+        Text,
+        typer.Option(
+            "-m",
+            "--model",
+            help="In place of both: an ONNX file, or a folder with one, whose layers' precision is searched; or a "
+            "Hugging Face model, whose supernet is found by its type.",
+            show_default=False,
+            metavar="MODEL",
+        ),
+    ] = None,
+    task: Annotated[
+        Text, _option("Task; list them with: qnas show tasks. For --model it is arrays when not given.")
+    ] = None,
     data: DataOption = None,
     out: OutOption = None,
+    metric: Annotated[
+        Text,
+        _option(
+            "What stands as accuracy: accuracy, agreement or cosine with the FP32 model, or module:function.",
+            "accuracy with labels, else cosine",
+        ),
+    ] = None,
+    precision: Annotated[
+        list[str] | None,
+        _option("Choice of each group, see: qnas show precisions; may be repeated.", "int8, fp32", "FORMAT"),
+    ] = None,
+    keep_fp32: Annotated[
+        list[str] | None,
+        _option("What stays FP32: layers of the model, or groups of the supernet; may be repeated.", None, "PATTERN"),
+    ] = None,
+    group: Annotated[
+        list[str] | None,
+        _option("Layers of the model that are decided together; may be repeated.", None, "NAME=PATTERN"),
+    ] = None,
+    max_groups: Annotated[Count, _option("Groups of the model's layers; more are joined.", 60)] = None,
     hardware: Annotated[Text, _option("Hardware profile, or auto for this machine's.", "auto")] = None,
     threads: Annotated[Count, _option("Threads that latencies are measured with.", "the profile's")] = None,
     batch: Annotated[Count, _option("Batch size that latencies are measured at.", "the profile's")] = None,
     seq_len: Annotated[Count, _option("Tokens that latencies are measured at.", "the profile's")] = None,
-    objective: Annotated[
-        list[str] | None,
-        _option("accuracy, latency_ms or size_mb; give it two or three times.", "accuracy, latency_ms", "METRIC"),
-    ] = None,
+    objective: ObjectiveOption = None,
     limit: Annotated[
         list[str] | None,
         _option("Bound for the recommended member, like 'latency_ms<=5'; may be repeated.", None, "BOUND"),
@@ -133,12 +173,15 @@ def tune(
     ] = None,
     table: Annotated[Path | None, _option("Latency table.", "the one that fits")] = None,
     insist: InsistOption = False,
+    against: Annotated[
+        Text, _option("The full network that results are compared with: int8 or fp32.", "int8; fp32 for --model")
+    ] = None,
     max_accuracy_drop: Annotated[
-        Number, _option("Accuracy that the recommended member may lose against all-INT8 of the full network.", 0.01)
+        Number, _option("Accuracy that the recommended member may lose against it.", 0.01)
     ] = None,
     algorithm: Annotated[Text, _option("Search algorithm; list them with: qnas show algorithms.", "linas")] = None,
     trials: Annotated[Count, _option("Candidates to evaluate, those of a stopped run included.", 250)] = None,
-    population: Annotated[Count, _option("Candidates between two trainings of the predictors.", 50)] = None,
+    population: Annotated[Count, _option("Candidates of a generation; linas learns anew ten times in it.", 50)] = None,
     storage: Annotated[Text, _option("Optuna storage URL.", "OUT/study.journal")] = None,
     workers: Annotated[Count, _option("Processes of this machine that evaluate.", "this one alone")] = None,
     cluster: Annotated[
@@ -158,6 +201,7 @@ def tune(
     options = {name: value for name, value in locals().items() if name not in ("config", "as_json")}
     options["objectives"] = options.pop("objective") or None
     options["limits"] = options.pop("limit") or None
+    options |= {name: options[name] or None for name in ("precision", "keep_fp32", "group")}
     options["insist"] = insist or None
     from qnas_plugin.console import tuning
     from qnas_plugin.request import TuneRequest
@@ -220,12 +264,10 @@ def profile(
         return console.comparing(*compare)
     if plot:
         return console.plotting(plot, out)
-    from qnas_plugin.hardware import user_folder
-    from qnas_plugin.request import ProfileRequest
-
-    out = out or user_folder("latency_tables")
     if merge:
         return console.merging(*merge, out)
+    from qnas_plugin.request import ProfileRequest
+
     options = {
         "supernet": supernet,
         "checkpoint": checkpoint,
@@ -298,21 +340,57 @@ def export(
     exporting(study, out, key, candidate, precision or "searched")
 
 
+@app.command("olive-config")
+def olive_config(
+    out: Annotated[Path, typer.Option(help="Folder for the files, and for what Olive writes.")],
+    config: Annotated[
+        Path | None, _option("TOML file with options of qnas tune, --model and --data among them; those here win.")
+    ] = None,
+    model: Annotated[Text, typer.Option("-m", "--model", help="ONNX file.", show_default=False)] = None,
+    task: TaskOption = None,
+    data: DataOption = None,
+    objective: ObjectiveOption = None,
+    trials: Annotated[Count, _option("Candidates to evaluate.", 250)] = None,
+    population: Annotated[Count, _option("Candidates between two trainings of the predictors.", 50)] = None,
+    seed: SeedOption = None,
+) -> None:
+    """Write what "olive run" needs to search an ONNX model: package.json, run.json and a script.
+
+    Then: olive run --config OUT/run.json --package-config OUT/package.json
+    """
+    from qnas_plugin.console import olive_configuring
+    from qnas_plugin.request import TuneRequest
+
+    options = {name: value for name, value in locals().items() if name in TuneRequest.model_fields}
+    olive_configuring(TuneRequest.build(options | {"objectives": objective or None}, config))
+
+
 @app.command()
 def show(
-    what: Annotated[str, typer.Argument(help="supernets, tasks, algorithms, predictors or hardware.")],
+    what: Annotated[
+        str,
+        typer.Argument(help="supernets, tasks, algorithms, predictors, precisions, hardware, or an ONNX file."),
+    ],
+    study: Annotated[
+        Path | None, typer.Option(help="With predictors: a folder of qnas tune, to show how well they rank its trials.")
+    ] = None,
 ) -> None:
-    """List what is registered."""
-    from qnas_plugin.console import showing
+    """List what is registered, the precision groups of an ONNX file, or how well predictors rank a study's trials."""
+    from qnas_plugin import console
 
-    showing(what)
+    if study is None:
+        console.showing(what)
+    elif what == "predictors":
+        console.ranking_predictors(study)
+    else:
+        raise UsageError(f"--study is for qnas show predictors; got 'qnas show {what}'")
 
 
-def _numbers(name: str, text: str | None) -> tuple[int, ...] | None:
+def _numbers(name: str, text: str | None) -> tuple[float, ...] | None:
     if text is None:
         return None
     try:
-        return tuple(int(part) for part in text.split(","))
+        return tuple(float(part) if "." in part else int(part) for part in text.split(","))
     except ValueError:
         raise UsageError(f"--{name} takes numbers with commas between them, like 3,4,6; got '{text}'") from None
 
@@ -325,6 +403,14 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(str(error), EXIT_USAGE)
     except QnasError as error:
         _fail(str(error), EXIT_ERROR)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("", "qnas_plugin"):
+            raise
+        _fail(
+            f"the package '{package}' is not installed; install what is missing with: pip install qnas-plugin",
+            EXIT_ERROR,
+        )
     except (KeyboardInterrupt, SystemExit) as stop:  # Typer 0.29 turns the one into the other
         if isinstance(stop, SystemExit) and stop.code != EXIT_INTERRUPTED:
             raise

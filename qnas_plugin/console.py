@@ -20,11 +20,11 @@ from qnas_plugin.request import ProfileRequest, TrainRequest, TuneRequest
 
 if TYPE_CHECKING:
     from qnas_plugin.artifacts import Member, Result
+    from qnas_plugin.commands.profile import Progress as Profiled
+    from qnas_plugin.commands.retarget import Retargeted
+    from qnas_plugin.commands.tune import Progress as Searched
     from qnas_plugin.latency_table import LatencyTable
-    from qnas_plugin.profile import Progress as Profiled
-    from qnas_plugin.retarget import Retargeted
     from qnas_plugin.training.instatune import Step
-    from qnas_plugin.tune import Progress as Searched
 
 # Under accelerate launch only the first process speaks.
 console = Console(stderr=True, highlight=False, quiet=os.environ.get("RANK", "0") != "0")
@@ -32,7 +32,7 @@ console = Console(stderr=True, highlight=False, quiet=os.environ.get("RANK", "0"
 
 def training(request: TrainRequest) -> dict[str, Any] | None:
     """Trains, with a bar, an early estimate and a summary."""
-    from qnas_plugin.train import train
+    from qnas_plugin.commands.train import train
 
     first: Step | None = None
     with _bar("{task.fields[loss]}") as bar:
@@ -62,7 +62,7 @@ def training(request: TrainRequest) -> dict[str, Any] | None:
 
 def tuning(request: TuneRequest) -> Result:
     """Searches, with a bar of trials, and ends with one table and one sentence."""
-    from qnas_plugin.tune import tune
+    from qnas_plugin.commands.tune import tune
 
     with _bar("{task.fields[best]}") as bar:
         task = bar.add_task("Searching", total=request.trials, best="", visible=False)
@@ -86,13 +86,13 @@ def tuning(request: TuneRequest) -> Result:
 
 def profiling(request: ProfileRequest) -> LatencyTable:
     """Makes a latency table, with a bar of the time budget, and says how good it is."""
-    from qnas_plugin.profile import profile
+    from qnas_plugin.commands.profile import profile
 
     with _bar("{task.fields[networks]}") as bar:
         task = bar.add_task("Measuring", total=None, networks="", visible=False)
 
         def on_progress(done: Profiled) -> None:
-            text = f"{done.networks} networks"
+            text = f"{done.visits} batches"
             bar.update(task, total=int(done.budget), completed=int(done.seconds), networks=text, visible=True)
             _say_tenths(int(done.seconds), int(done.budget), text)
 
@@ -154,12 +154,12 @@ def comparing(before: Path, after: Path) -> None:
     console.print(f"{len(certain)} of {len(changes)} rows differ")
 
 
-def merging(first: Path, second: Path, out: Path) -> None:
+def merging(first: Path, second: Path, out: Path | None) -> None:
     """Writes one table with the rows of two."""
-    from qnas_plugin import latency_table, table_pair
+    from qnas_plugin import hardware, latency_table, table_pair
 
     table = table_pair.merge(latency_table.load(first), latency_table.load(second))
-    path = latency_table.write(table, out)
+    path = latency_table.write(table, out or hardware.user_folder("latency_tables"))
     console.print(f"Wrote {path} with {len(table.rows)} rows; its fidelity is the worse one's, nobody tested it anew")
 
 
@@ -174,7 +174,7 @@ def plotting(source: Path, out: Path | None) -> None:
 
 def retargeting(study: Path, hardware: str, *, out: Path | None, **options: Any) -> Retargeted:
     """Finds the Pareto set for another table and prints it."""
-    from qnas_plugin.retarget import retarget
+    from qnas_plugin.commands.retarget import retarget
 
     result = retarget(study, hardware, out=out, on_stage=lambda text: console.print(f"[dim]{text}[/dim]"), **options)
     record = result.record
@@ -205,10 +205,19 @@ def retargeting(study: Path, hardware: str, *, out: Path | None, **options: Any)
 
 def exporting(study: Path, out: Path, key: str | None, candidate: Path | None, precision: str) -> None:
     """Writes one candidate and says where it is."""
-    from qnas_plugin.export import export
+    from qnas_plugin.commands.export import export
 
     written = export(study, out, key=key, candidate=candidate, precision=precision)
     console.print(f"Wrote {written.key} to {out / 'model.onnx'}")
+
+
+def olive_configuring(request: TuneRequest) -> None:
+    """Writes Olive's configuration and says how to run it."""
+    from qnas_plugin.hosts.olive.config import write_config
+
+    write_config(request)
+    out = request.out
+    console.print(f"Wrote {out}; run it with: olive run --config {out}/run.json --package-config {out}/package.json")
 
 
 def showing(what: str) -> None:
@@ -219,18 +228,44 @@ def showing(what: str) -> None:
         "algorithms": "search",
         "predictors": "predictors",
     }
-    if what not in kinds and what != "hardware":
-        raise UnknownNameError("list", what, [*kinds, "hardware"])
-    if what == "hardware":
+    if what.endswith(".onnx"):
+        from qnas_plugin.onnx_model import load
+
+        rows = [(name, " ".join(nodes)) for name, nodes in load(what).groups.items()]
+    elif what == "precisions":
+        from qnas_plugin.precision import FORMATS
+
+        rows = [*((name, format.about) for name, format in FORMATS.items()), ("fp32", "not quantized")]
+    elif what == "hardware":
         from qnas_plugin.hardware import profiles
 
         rows = [(name, f"{profile.vendor} {profile.model}") for name, profile in sorted(profiles().items())]
-    else:
+    elif what in kinds:
         rows = [(name, registry.describe(kinds[what], name)) for name in registry.names(kinds[what])]
+    else:
+        raise UnknownNameError("list", what, [*kinds, "precisions", "hardware"])
     table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
     for row in rows:
         table.add_row(*row)
     Console(highlight=False).print(table)
+
+
+def ranking_predictors(study: Path) -> None:
+    """Prints how well predictors rank the trials of a study, on standard output."""
+    from qnas_plugin.commands.ranking import ranking
+
+    output = Console(highlight=False)
+    for metric, points in ranking(study).items():
+        table = Table(title=f"{metric}, of trials that were not learned from", title_justify="left", box=box.SIMPLE)
+        for column in ("learned from", "predictor", "Kendall tau", "error / constant's", "MAPE"):
+            table.add_column(column, justify="left" if column == "predictor" else "right")
+        for point in points:
+            ratio = f"{point.error / point.constant:.2f}" if point.constant else "-"
+            table.add_row(str(point.rows), point.name, f"{point.tau:.3f}", ratio, f"{point.mape:.2%}")
+        output.print(table)
+    output.print("A constant has a tau of 0; an error of 1.00 is that of a constant, whatever its MAPE is.")
 
 
 @contextmanager
@@ -269,23 +304,26 @@ def _latency_notes(latency: Mapping[str, Any]) -> list[str]:
 
 def _table(result: Result) -> Table:
     predicted = result.record["latency"]["verified"] == "predicted"
+    against: str = result.record["request"]["against"]
     title = "latency predicted" if predicted else "measured on the report split"
     table = Table(
-        title=f"Pareto set, {title}, and against the full network in INT8", title_justify="left", box=box.SIMPLE
+        title=f"Pareto set, {title}, and against the full network in {against.upper()}",
+        title_justify="left",
+        box=box.SIMPLE,
     )
     table.add_column("", no_wrap=True)
     for name in ("accuracy", "latency ms", "size MB", "faster", "smaller", "points"):
         table.add_column(name, justify="right")
 
     def row(member: Member) -> None:
-        metrics, against = member.report, member.against.get("largest-int8")
+        metrics, ratio = member.report, member.against.get(f"largest-{against}")
         ratios = (
             [
-                f"{against['latency_ratio']:.2f}x",
-                f"{against['size_ratio']:.2f}x",
-                f"{100 * against['accuracy_difference']:+.2f}",
+                f"{ratio['latency_ratio']:.2f}x",
+                f"{ratio['size_ratio']:.2f}x",
+                f"{100 * ratio['accuracy_difference']:+.2f}",
             ]
-            if against
+            if ratio
             else ["", "", ""]
         )
         chosen = member.name == result.recommended

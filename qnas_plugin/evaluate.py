@@ -1,26 +1,28 @@
-"""A loaded supernet and its data to measured candidates: exports once, and has a workbench do the rest."""
+"""A loaded network and its data to measured candidates: takes its graph once, and has a workbench do the rest."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import onnx
-import torch
 
 from qnas_plugin import measure
 from qnas_plugin.errors import MaterializeError
 from qnas_plugin.files import write_parts
 from qnas_plugin.hardware import RuntimeSetting, detect
 from qnas_plugin.latency_table import Estimator
-from qnas_plugin.materialize import OUTPUT, export, subnet
-from qnas_plugin.network import Network
-from qnas_plugin.space import Candidate
+from qnas_plugin.materialize import materialize, subnet
+from qnas_plugin.metrics import REFERENCE, Scorer, references
+from qnas_plugin.outline import Outline
+from qnas_plugin.space import Candidate, Precision
 from qnas_plugin.study import Evaluation
-from qnas_plugin.supernets import Supernet
-from qnas_plugin.tasks import Dataset, Examples, Inputs, Processor
+from qnas_plugin.supernets import Network
+from qnas_plugin.tasks import Batch, Dataset, Examples, Inputs, Processor
 from qnas_plugin.workbench import Job, Workbench
 
 Timer = Callable[[Sequence[Path], Inputs, RuntimeSetting, int], list[measure.Latency]]
@@ -34,24 +36,26 @@ class Evaluator:
     """Builds and measures candidates of one supernet, for one data set and one runtime setting.
 
     Args:
-        supernet: With its weights.
+        supernet: With its weights, or any other network.
         dataset: Its calibration part gives the ranges, its search part the accuracy.
         processor: Turns examples into inputs.
         setting: What latencies are measured at.
         estimator: Gives the latencies of the search from a table; None measures them.
         here: Whether this machine is the SKU, so that verified latencies can be measured.
         timer: Measures ONNX files on a machine that is the SKU, in so many rounds, where this one is not.
+        judge: What gives the accuracy of a file, in place of the search and the report part.
 
     Attributes:
         timed: Whether verified latencies are measured; otherwise they are the table's.
 
     Raises:
-        MaterializeError: The exported graph differs from torch by more than 1e-4 on a real batch.
+        MaterializeError: The graph has another form than expected.
+        MeasurementError: The metric needs outputs of the FP32 model, and it cannot be run.
     """
 
     def __init__(
         self,
-        supernet: Supernet,
+        supernet: Network,
         dataset: Dataset,
         processor: Processor,
         setting: RuntimeSetting,
@@ -59,19 +63,23 @@ class Evaluator:
         estimator: Estimator | None = None,
         here: bool = True,
         timer: Timer | None = None,
+        judge: Callable[[Path], float] | None = None,
     ) -> None:
         assert here or timer is not None or estimator is not None
         self.supernet, self.dataset, self.processor, self.setting = supernet, dataset, processor, setting
         self.estimator, self.timer = estimator, None if here else timer
         self.timed = here or timer is not None
         calibration = list(processor.batches(dataset.calibration.inputs, 8))
+        self.graph = supernet.graph(calibration[0].inputs)
+        search = processor.batches(dataset.search.inputs, BATCH)
         self.workbench = Workbench(
-            export(supernet, calibration[0].inputs),
+            self.graph,
             calibration,
-            processor.batches(dataset.search.inputs, BATCH),
-            dataset.search.labels,
-            processor.timing_inputs(setting.batch_size, setting.sequence_length),
+            search,
+            self._scorer(dataset.search, search),
+            processor.timing_inputs(setting.batch_size, setting.sequence_length, dataset.calibration.inputs),
             setting,
+            judge,
         )
 
     def job(self, candidate: Candidate) -> Job:
@@ -88,7 +96,7 @@ class Evaluator:
         Raises:
             CandidateError: It cannot be built, or its policy did not land.
         """
-        return self._network(candidate).whole()
+        return self._outline(candidate).whole()
 
     def write(self, candidate: Candidate, path: Path) -> None:
         """Builds a candidate and writes its file, the same bytes each time.
@@ -97,9 +105,9 @@ class Evaluator:
             CandidateError: It cannot be built, or its policy did not land.
             OutputError: The file cannot be written.
         """
-        write_parts(path, self._network(candidate).parts())
+        write_parts(path, self._outline(candidate).parts())
 
-    def _network(self, candidate: Candidate) -> Network:
+    def _outline(self, candidate: Candidate) -> Outline:
         return self.workbench.build(self.job(candidate), threads=detect().usable_cores)
 
     def evaluate(self, candidate: Candidate, folder: Path) -> Evaluation:
@@ -112,11 +120,13 @@ class Evaluator:
         """
         return self.workbench.evaluate(self.job(candidate), folder, threads=detect().usable_cores)
 
-    def predict(self, model: Path, examples: Examples) -> npt.NDArray[np.int64]:
-        """The classes ``(n,)`` that an ONNX file predicts, on all cores."""
-        searched = examples is self.dataset.search
-        batches = self.workbench.search if searched else self.processor.batches(examples.inputs, BATCH)
-        return measure.predict(model, batches, threads=detect().usable_cores)
+    def scores(self, model: Path, part: Literal["search", "report"]) -> npt.NDArray[np.float64]:
+        """The score ``(n,)`` that an ONNX file gets for each example, on all cores."""
+        threads = detect().usable_cores
+        if part == "search" or self.workbench.judge is not None:
+            return self.workbench.scores(model, threads=threads)
+        batches, scorer = self._report
+        return measure.scores(model, batches, scorer, threads=threads)
 
     def latency(self, models: Sequence[Path], rounds: int = 3) -> list[measure.Latency]:
         """The latencies of ONNX files at the evaluator's setting, measured in turns.
@@ -137,7 +147,7 @@ class Evaluator:
         """
         path = folder / "model.onnx"
         self.write(candidate, path)
-        return measure.accuracy(self.predict(path, self.dataset.search), self.dataset.search.labels)
+        return float(self.scores(path, "search").mean())
 
     def estimate(self, candidate: Candidate) -> float:
         """The latency of a candidate in milliseconds, from the table."""
@@ -145,20 +155,36 @@ class Evaluator:
         return float(self.estimator(self.supernet.space.encode(candidate)[None])[0])
 
     def check(self, candidate: Candidate) -> None:
-        """Compares a subnet's FP32 graph with torch on a real batch.
+        """Compares a subnet's FP32 graph with what the network itself gives on a real batch.
 
         Raises:
-            MaterializeError: They differ by more than 1e-4.
+            MaterializeError: They differ by more than 1e-4, or that share of the largest output where it is above 1.
         """
-        cut = self.supernet.cut(candidate)
-        inputs = self.workbench.calibration[0].inputs
-        with subnet(self.workbench.graph, cut).running(threads=detect().usable_cores) as session:
-            (got,) = session.run([OUTPUT], {value.name: inputs[value.name] for value in session.get_inputs()})
-        self.supernet.activate(cut)
-        with torch.no_grad():
-            tensors = {name: torch.as_tensor(array) for name, array in inputs.items()}
-            expected = self.supernet.model(**tensors).logits.numpy()
-        self.supernet.activate(None)
-        difference = float(np.abs(got - expected).max())
-        if not difference <= TOLERANCE:
-            raise MaterializeError(f"the ONNX graph differs from torch by {difference:.2g}, allowed is {TOLERANCE:g}")
+        cut, batch = self.supernet.cut(candidate), self.workbench.calibration[0]
+        with subnet(self.graph, cut).running(threads=detect().usable_cores) as session:
+            names = [value.name for value in session.get_outputs()]
+            feed = {value.name: batch.inputs[value.name] for value in session.get_inputs()}
+            got = dict(zip(names, session.run(names, feed), strict=True))
+        for name, expected in self.supernet.outputs(cut, batch.inputs).items():
+            difference = float(np.abs(np.subtract(got[name], expected, dtype=np.float64)).max())
+            allowed = TOLERANCE * max(1.0, float(np.abs(expected).max()))
+            if not difference <= allowed:
+                raise MaterializeError(
+                    f"the output '{name}' of the ONNX graph differs by {difference:.2g} from what the model gives, "
+                    f"allowed is {allowed:.2g}"
+                )
+
+    @cached_property
+    def _report(self) -> tuple[Sequence[Batch], Scorer]:
+        examples = self.dataset.report
+        batches = self.processor.batches(examples.inputs, BATCH)
+        return batches, self._scorer(examples, batches)
+
+    def _scorer(self, examples: Examples, batches: Sequence[Batch]) -> Scorer:
+        """The metric with the labels, or with what the whole FP32 network gives."""
+        if self.dataset.metric not in REFERENCE:
+            return Scorer(self.dataset.metric, examples.labels)
+        whole = self.supernet.cut(self.supernet.space.corner("largest", Precision.FP32))
+        model = materialize(self.graph, whole).SerializeToString()
+        runs = measure.run(model, batches, threads=detect().usable_cores)
+        return Scorer(self.dataset.metric, references([(batch.positions, outputs) for batch, outputs in runs]))

@@ -15,7 +15,7 @@ from qnas_plugin import timing
 from qnas_plugin.decompose import Decomposition, Key
 from qnas_plugin.materialize import Graph, materialize, module_path
 from qnas_plugin.quantize import Calibrated, Ranges
-from qnas_plugin.space import Candidate, Precision
+from qnas_plugin.space import Candidate
 from qnas_plugin.supernets import Part, Supernet
 from qnas_plugin.tasks import Inputs
 
@@ -45,12 +45,17 @@ def build(graph: Graph, supernet: Supernet, candidate: Candidate) -> onnx.ModelP
     """
     model = materialize(graph, supernet.cut(candidate))
     groups = {group: nodes for group, nodes in graph.groups.items() if f"precision.{group}" in candidate}
-    policy = {group: Precision(str(candidate[f"precision.{group}"])) for group in groups}
+    policy = {group: str(candidate[f"precision.{group}"]) for group in groups}
     return Calibrated(model, groups, ranges(model)).emit(policy)
 
 
 def isolate(
-    graph: Graph, supernet: Supernet, decomposition: Decomposition, inputs: Inputs, folder: Path
+    graph: Graph,
+    supernet: Supernet,
+    decomposition: Decomposition,
+    inputs: Inputs,
+    folder: Path,
+    keys: Sequence[Key] | None = None,
 ) -> list[Alone]:
     """Each row as a model of its own; rows without any node are left out.
 
@@ -59,12 +64,13 @@ def isolate(
         decomposition: At the finest granularity.
         inputs: Of the whole network.
         folder: For temporary files.
+        keys: The rows; None is all.
 
     Raises:
         CandidateError: A network cannot be built.
     """
     networks: dict[Any, list[tuple[Key, Part, Candidate]]] = {}
-    for key in decomposition.keys:
+    for key in decomposition.keys if keys is None else keys:
         part, genes = decomposition.example(key)
         candidate = supernet.space.decode(genes)
         networks.setdefault(supernet.space.architecture(candidate), []).append((key, part, candidate))
@@ -82,7 +88,7 @@ def isolate(
         for key, candidate, names, needed, made in cuts:
             own = _extract(model, names, needed, made)
             policy = {
-                group: Precision(str(candidate[f"precision.{group}"]))
+                group: str(candidate[f"precision.{group}"])
                 for group, nodes in graph.groups.items()
                 if nodes[0] in names
             }

@@ -2,7 +2,9 @@
 
 The fit is regularised least squares on relative errors. What it falls back on is each row's time alone, times one
 factor for all; how far a row may stray from that is shared, in three equal parts, between all rows of its kind, those
-of its kind and precision, and the row itself. So a row that few networks have still learns from its relatives.
+of its kind and precision, and the row itself. So a row that few networks have still learns from its relatives. What
+every network takes beside its rows is free, and may be negative: weights of a small network stay in the caches, so that
+its rows take less than the same rows in a large one.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy.linalg import block_diag
 from scipy.optimize import nnls
 from scipy.stats import kendalltau
 
@@ -20,12 +23,9 @@ from qnas_plugin.latency_table import Errors
 from qnas_plugin.space import Features, Genes, Precision
 
 Floats = npt.NDArray[np.float64]
-Indices = npt.NDArray[np.int64]
 
 _STRENGTHS = 10.0 ** np.arange(-4.5, -0.4, 0.5)
 """Regularisations to choose from: the variance of a measurement over that of a row's time, both relative."""
-_DRIFTS = (0.0, 1.0, 5.0, 25.0)
-"""Drifts to choose from: the variance of the machine's speed between groups over that of a measurement."""
 _FOLDS = 10
 _POOL = 3000
 
@@ -36,24 +36,22 @@ class Fit:
 
     Args:
         ms: Milliseconds of each row, ``(k,)``, none negative.
+        offset_ms: What every network takes beside its rows.
         spread_ms: Standard deviation of each, ``(k,)``.
-        faster: How much faster than usual the machine was in each group, relative, ``(g,)``.
         error: Mean absolute relative error in cross-validation.
     """
 
     ms: Floats
+    offset_ms: float
     spread_ms: Floats
-    faster: Floats
     error: float
 
-    def undrifted(self, measured: Floats, groups: Indices) -> Floats:
-        """Milliseconds ``(m,)`` that were measured in groups ``(m,)``, as on the usual machine."""
-        return measured * (1 + self.faster[groups])
+    def __call__(self, counts: Features) -> Floats:
+        """Milliseconds ``(m,)`` of networks with these rows, ``(m, k)``."""
+        return counts @ self.ms + self.offset_ms
 
 
-def fit(
-    counts: Features, measured: Floats, alone: Floats, keys: Sequence[Key], groups: Indices, group_count: int
-) -> Fit:
+def fit(counts: Features, measured: Floats, alone: Floats, keys: Sequence[Key]) -> Fit:
     """Fits rows to whole networks.
 
     Args:
@@ -61,53 +59,37 @@ def fit(
         measured: Milliseconds of each network, ``(m,)``.
         alone: Milliseconds of each row when timed alone, ``(k,)``.
         keys: Of the rows.
-        groups: The number of each network's group, ``(m,)``.
-        group_count: How many groups there are.
     """
-    A = counts / measured[:, None]
-    K = _covariance(alone, keys)
-    together = (groups[:, None] == groups) - 1 / group_count  # factors of groups that are 0 on average
-    _, which, often = np.unique(counts, axis=0, return_inverse=True, return_counts=True)
-    strength, drift, error = _choose(A, K, together, alone, often[which] == 1)
-    centre = _scale(A, alone) * alone
-    noise = strength * (np.eye(len(A)) + drift * together)
-    residual = 1 - A @ centre
-    solved = np.linalg.solve(A @ K @ A.T + noise, np.column_stack([residual, A @ K]))
+    A = np.column_stack([counts, np.ones(len(counts))]) / measured[:, None]
+    K = block_diag(_covariance(alone, keys), (measured.mean() / 3) ** 2)
+    prior = np.append(alone, 0.0)
+    strength, error = _choose(A, K, prior)
+    centre = _scale(A, prior) * prior
+    solved = np.linalg.solve(A @ K @ A.T + strength * np.eye(len(A)), np.column_stack([1 - A @ centre, A @ K]))
     ms = centre + K @ A.T @ solved[:, 0]
-    if ms.min() < 0:
-        white, root = np.linalg.inv(np.linalg.cholesky(noise)), np.linalg.inv(np.linalg.cholesky(K))
-        targets = np.concatenate([white.sum(axis=1), root @ centre])
-        ms, _ = nnls(np.vstack([white @ A, root]), targets, maxiter=100 * len(ms))
-    left = np.linalg.solve(noise, 1 - A @ ms)
-    slower = strength * drift * np.bincount(groups, left, group_count)
-    slower -= slower.mean()
+    if ms[:-1].min() < 0:
+        targets = np.concatenate([np.full(len(A), strength**-0.5), np.linalg.solve(np.linalg.cholesky(K), centre)])
+        matrix = np.vstack([strength**-0.5 * A, np.linalg.inv(np.linalg.cholesky(K))])
+        signed, _ = nnls(np.column_stack([matrix, -matrix[:, -1]]), targets, maxiter=100 * len(ms))
+        ms = np.append(signed[:-2], signed[-2] - signed[-1])
     variance = np.maximum(np.diag(K) - ((A @ K) * solved[:, 1:]).sum(axis=0), 0)
-    scale = float(np.mean((1 - A @ ms - slower[groups]) ** 2)) / strength
-    return Fit(ms, np.sqrt(variance * scale), -slower, error)
+    scale = float(np.mean((1 - A @ ms) ** 2)) / strength
+    return Fit(ms[:-1], float(ms[-1]), np.sqrt(variance[:-1] * scale), error)
 
 
-def _choose(
-    A: Features, K: Floats, together: Floats, alone: Floats, once: npt.NDArray[np.bool_]
-) -> tuple[float, float, float]:
-    """The regularisation and the drift with the least error in cross-validation, and that error.
-
-    Only networks that were timed ``once`` are left out and predicted; the reference is known too well.
-    """
+def _choose(A: Features, K: Floats, prior: Floats) -> tuple[float, float]:
+    """The regularisation with the least error in cross-validation, and that error."""
     folds = np.arange(len(A)) * 7 % min(_FOLDS, len(A))
-    mistakes = np.zeros((len(_STRENGTHS), len(_DRIFTS)))
+    mistakes = np.zeros(len(_STRENGTHS))
     for fold in np.unique(folds) if len(A) > 1 else ():
-        train, test = np.flatnonzero((folds != fold) | ~once), np.flatnonzero((folds == fold) & once)
-        centre = _scale(A[train], alone) * alone
-        residual = 1 - A[train] @ centre
+        train, test = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
+        centre = _scale(A[train], prior) * prior
         within, across = A[train] @ K @ A[train].T, A[test] @ K @ A[train].T
         for i, strength in enumerate(_STRENGTHS):
-            for j, drift in enumerate(_DRIFTS):
-                noise = strength * (np.eye(len(train)) + drift * together[np.ix_(train, train)])
-                shared = strength * drift * together[np.ix_(test, train)]
-                predicted = A[test] @ centre + (across + shared) @ np.linalg.solve(within + noise, residual)
-                mistakes[i, j] += np.abs(predicted - 1).sum() / max(1, once.sum())
-    i, j = divmod(int(mistakes.argmin()), len(_DRIFTS))
-    return float(_STRENGTHS[i]), float(_DRIFTS[j]), float(mistakes[i, j])
+            weights = np.linalg.solve(within + strength * np.eye(len(train)), 1 - A[train] @ centre)
+            mistakes[i] += np.abs(A[test] @ centre + across @ weights - 1).sum() / len(A)
+    best = int(mistakes.argmin())
+    return float(_STRENGTHS[best]), float(mistakes[best])
 
 
 def design(decomposition: Decomposition, count: int, rng: np.random.Generator) -> Genes:
@@ -168,7 +150,8 @@ def _pool(decomposition: Decomposition, rng: np.random.Generator) -> Genes:
     int8 = np.array([v.choices.index("int8") if v.kind == "precision" else 0 for v in space.variables])
     fp32 = np.array([v.choices.index("fp32") if v.kind == "precision" else 0 for v in space.variables])
     share = rng.random((_POOL, 1))
-    drawn = np.where(rng.random(genes.shape) < share, int8, fp32)
+    rounded = np.where(genes == fp32, int8, genes)  # another 8-bit format where one was drawn
+    drawn = np.where(rng.random(genes.shape) < share, rounded, fp32)
     genes = np.where(precision, drawn, genes)
     for part in decomposition.parts:
         twin = next(other for other in decomposition.parts if other.kind == part.kind)
@@ -188,7 +171,7 @@ def _covariance(alone: Floats, keys: Sequence[Key]) -> Floats:
     return together * np.outer(size, size)
 
 
-def _scale(A: Features, alone: Floats) -> float:
+def _scale(A: Features, prior: Floats) -> float:
     """The factor on times alone that explains relative latencies of 1 best."""
-    total = A @ alone
+    total = A @ prior
     return float(total.sum() / (total @ total))

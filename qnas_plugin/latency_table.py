@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,9 @@ from qnas_plugin.hardware import HardwareProfile, RuntimeSetting, data_folder, u
 from qnas_plugin.space import Genes
 from qnas_plugin.supernets import Supernet
 from qnas_plugin.tasks import Inputs
+
+if TYPE_CHECKING:
+    import pandas
 
 SCHEMA_VERSION = 1
 _DIGITS = 6
@@ -114,9 +117,10 @@ class LatencyTable(_Checked):
         merged: When the tables were created that this one was merged from; its fidelity is that of the worse one.
         networks: How many whole networks were fitted to.
         seconds: How long it took to measure, build and test.
-        disturbance: Median over all networks of how far the faster half of its rounds was apart, relative.
+        disturbance: Median over all measurements of how far the rounds of one were apart after adjustment, relative.
         problems: What speaks against the table, one sentence each; empty for a good one.
         fidelity: Its tested accuracy.
+        offset_ms: What every network takes beside its rows; below 0 where weights of small networks stay in caches.
         tested: Measured and predicted milliseconds of each held-out network.
         rows: In the order of their keys.
     """
@@ -137,6 +141,7 @@ class LatencyTable(_Checked):
     disturbance: NotNegative
     problems: Annotated[tuple[str, ...], Field(strict=False)]
     fidelity: Fidelity
+    offset_ms: float
     tested: Annotated[tuple[tuple[Positive, NotNegative], ...], Field(strict=False)]
     rows: Annotated[tuple[Row, ...], Field(strict=False, min_length=1)]
 
@@ -147,6 +152,12 @@ class LatencyTable(_Checked):
         if twice:
             raise ValueError(f"the row '{twice[0]}' stands twice")
         return tuple(sorted(rows, key=lambda row: row.key))
+
+    def to_dataframe(self) -> pandas.DataFrame:
+        """The rows, by key."""
+        import pandas
+
+        return pandas.DataFrame([row.model_dump() for row in self.rows]).set_index("key")
 
     def by_key(self) -> dict[str, Row]:
         """Each row by its key."""
@@ -329,7 +340,7 @@ class Estimator:
             )
 
     def __call__(self, genes: Genes) -> npt.NDArray[np.float64]:
-        return self._decomposition.counts(genes) @ self._ms
+        return self._decomposition.counts(genes) @ self._ms + self.table.offset_ms
 
     @cached_property
     def _decomposition(self) -> Decomposition:

@@ -1,8 +1,9 @@
 """Candidate to FP32 ONNX: the supernet's graph is exported once, a subnet is that graph with sliced initializers.
 
-The exported graph is brought into one form first: each linear layer is a ``MatMul`` and an ``Add`` whose initializers
-are named after the torch parameters, and head counts are left free (``Reshape`` to ``[0, 0, -1, head size]``). Skipped
-blocks are bypassed. Node names are those of the supernet in every subnet.
+The exported graph is brought into one form first: each linear layer is a ``MatMul`` and an ``Add``, initializers of
+these, of convolutions and of BatchNorms are named after the torch parameters, and head counts are left free
+(``Reshape`` to ``[0, 0, -1, head size]``). Skipped blocks are bypassed, BatchNorms become part of the convolution that
+they follow. Node names are those of the supernet in every subnet.
 """
 
 from __future__ import annotations
@@ -22,12 +23,17 @@ from onnx import helper, numpy_helper
 from torch import nn
 
 from qnas_plugin.errors import MaterializeError
-from qnas_plugin.network import Network
+from qnas_plugin.outline import Outline
 from qnas_plugin.supernets import Cut, Supernet
 from qnas_plugin.tasks import Inputs
 
 OPSET = 17
 OUTPUT = "logits"
+
+Statistics = Mapping[str, tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]
+"""Path of a BatchNorm to the mean and the variance of each of its channels."""
+
+_PARAMETERS = {"Conv": ("weight", "bias"), "BatchNormalization": ("weight", "bias", "running_mean", "running_var")}
 
 
 @dataclass(frozen=True)
@@ -36,7 +42,7 @@ class Graph:
 
     Args:
         model: The ONNX model without initializers.
-        weights: Initializers by name.
+        weights: Initializers by name; ``<path>.weight.<k>`` is the kernel of size k of an elastic convolution.
         groups: Precision group to the names of its nodes.
     """
 
@@ -48,65 +54,95 @@ class Graph:
 def export(supernet: Supernet, inputs: Inputs) -> Graph:
     """Exports the whole supernet; the inputs only give names, types and ranks.
 
-    The graph and the torch model share the memory of matrices and tables.
+    The graph and the torch model share the memory of kernels, matrices and tables.
 
     Raises:
         MaterializeError: The graph has another form than expected.
     """
     supernet.activate(None)
-    model = export_module(supernet.model, inputs, parameters=False)
+    model = export_module(supernet.model, inputs, fold=False, parameters=False)
     weights = _take_parameters(model.graph, supernet.model)
     linears = tuple(name for name, module in supernet.model.named_modules() if isinstance(module, nn.Linear))
     _restore_shared(model.graph, weights)
     _name_linears(model.graph, weights, supernet.model, linears)
+    _name_parameters(model.graph, weights, supernet.model)
     _free_head_counts(model.graph, weights)
     _take_folded(model.graph, weights, supernet.model, inputs)
     read = {name for node in model.graph.node for name in node.input}
     weights = {name: array for name, array in weights.items() if name in read}
-    return Graph(model, weights, _nodes_of_groups(model.graph, weights, supernet.groups))
+    groups = _nodes_of_groups(model.graph, weights, supernet.groups)
+    for path, conv in supernet.model.named_modules():
+        for kernel in getattr(conv, "kernels", ())[:-1]:
+            weights[f"{path}.weight.{kernel}"] = conv.weight_of(kernel).detach().numpy().copy()
+    return Graph(model, weights, groups)
 
 
-def materialize(graph: Graph, cut: Cut) -> onnx.ModelProto:
+def materialize(graph: Graph, cut: Cut, statistics: Statistics | None = None) -> onnx.ModelProto:
     """The FP32 model of a subnet.
 
-    Raises:
-        MaterializeError: A skipped block has no single input and output.
-    """
-    return subnet(graph, cut).whole()
-
-
-def subnet(graph: Graph, cut: Cut) -> Network:
-    """The FP32 network of a subnet; what is not cut shares the memory of the supernet's.
+    Args:
+        graph: Of the supernet.
+        cut: What the subnet keeps.
+        statistics: Of its BatchNorms; None takes those of the supernet.
 
     Raises:
         MaterializeError: A skipped block has no single input and output.
     """
+    return subnet(graph, cut, statistics).whole()
+
+
+def subnet(graph: Graph, cut: Cut, statistics: Statistics | None = None) -> Outline:
+    """As ``materialize``; weights that are not cut share the memory of the supernet's."""
+    model, weights = sliced(graph, cut)
+    if cut.widths:  # else it is no supernet, and stays as it is
+        _fold_norms(model.graph, weights, statistics or {})
+    return outlined(model, weights)
+
+
+def sliced(graph: Graph, cut: Cut) -> tuple[onnx.ModelProto, dict[str, npt.NDArray[Any]]]:
+    """A subnet before its BatchNorms become part of its convolutions: the nodes, and the weights by name."""
     model = onnx.ModelProto()
     model.CopyFrom(graph.model)
-    _bypass(model.graph, cut.skipped)
+    if cut.skipped:
+        _bypass(model.graph, cut.skipped)
+        _prune(model.graph)
     weights = dict(graph.weights)
     for path, (inputs, outputs) in cut.widths.items():
-        weights[f"{path}.weight"] = weights[f"{path}.weight"][:inputs, :outputs]
+        whole = weights.get(f"{path}.weight.{cut.kernels.get(path)}", weights[f"{path}.weight"])
+        weights[f"{path}.weight"] = whole[:outputs, :inputs] if whole.ndim == 4 else whole[:inputs, :outputs]
         if f"{path}.bias" in weights:
             weights[f"{path}.bias"] = weights[f"{path}.bias"][:outputs]
-    _prune(model.graph)
-    kept = {}
+    for node in model.graph.node:
+        if node.op_type == "Conv" and module_path(node) in cut.widths:
+            _fit_conv(node, weights[node.input[1]].shape)
+    if cut.widths:
+        for conv, norm in _normalised(model.graph):
+            outputs = len(weights[conv.input[1]])
+            weights |= {name: weights[name][:outputs] for name in norm.input[1:]}
+    return model, weights
+
+
+def outlined(model: onnx.ModelProto, weights: Mapping[str, npt.NDArray[Any]]) -> Outline:
+    """A model with those weights that it uses, beside what it stores itself."""
+    outline = Outline.of(model)
+    initializers, kept = outline.model.graph.initializer, dict(outline.weights)
     for name in dict.fromkeys(name for node in model.graph.node for name in node.input if name in weights):
-        array = np.ascontiguousarray(weights[name])
+        array = np.ascontiguousarray(weights[name]) if weights[name].ndim else weights[name]
         if array.ndim > 1 and array.dtype == np.float32:
             kept[name] = array
-            model.graph.initializer.add(name=name, data_type=onnx.TensorProto.FLOAT, dims=array.shape)
+            initializers.add(name=name, data_type=onnx.TensorProto.FLOAT, dims=array.shape)
         else:
-            model.graph.initializer.append(numpy_helper.from_array(array, name))
-    return Network(model, kept)
+            initializers.append(numpy_helper.from_array(array, name))
+    return Outline(outline.model, kept)
 
 
-def export_module(module: nn.Module, inputs: Inputs, *, parameters: bool = True) -> onnx.ModelProto:
+def export_module(module: nn.Module, inputs: Inputs, *, fold: bool = True, parameters: bool = True) -> onnx.ModelProto:
     """The plain export of what a torch model computes now, with free batch and sequence axes.
 
     Args:
         module: The model.
-        inputs: Give names, types and ranks.
+        inputs: They give names, types and ranks.
+        fold: Whether BatchNorms become part of the convolutions before them.
         parameters: Whether to store the parameters; otherwise they are inputs of the graph.
     """
     # torch 2.13 names the inputs in the order of the signature, also those given by keyword.
@@ -128,10 +164,22 @@ def export_module(module: nn.Module, inputs: Inputs, *, parameters: bool = True)
             output_names=[OUTPUT],
             dynamic_axes=axes | {OUTPUT: {0: "batch_size"}},
             opset_version=OPSET,
+            training=torch.onnx.TrainingMode.EVAL if fold else torch.onnx.TrainingMode.PRESERVE,
             dynamo=False,
             export_params=parameters,
         )
     return onnx.load_from_string(file.getvalue())
+
+
+def _restore_shared(graph: onnx.GraphProto, weights: dict[str, npt.NDArray[Any]]) -> None:
+    """Gives parameters that the exporter merged, as their values were equal, their own initializers again."""
+    kept = []
+    for node in graph.node:
+        if node.op_type == "Identity" and node.input[0] in weights:
+            weights[node.output[0]] = weights[node.input[0]]
+        else:
+            kept.append(node)
+    _replace_nodes(graph, kept)
 
 
 def _take_parameters(graph: onnx.GraphProto, module: nn.Module) -> dict[str, npt.NDArray[Any]]:
@@ -153,21 +201,10 @@ def _take_folded(
     folded = [value for value in graph.input if value.name not in inputs]
     read = {name for node in graph.node for name in node.input}
     if any(value.name in read for value in folded):
-        stored = export_module(module, inputs).graph.initializer
+        stored = export_module(module, inputs, fold=False).graph.initializer
         weights |= {init.name: numpy_helper.to_array(init) for init in stored if init.name in read - weights.keys()}
     for value in folded:
         graph.input.remove(value)
-
-
-def _restore_shared(graph: onnx.GraphProto, weights: dict[str, npt.NDArray[Any]]) -> None:
-    """Gives parameters that the exporter merged, as their values were equal, their own initializers again."""
-    kept = []
-    for node in graph.node:
-        if node.op_type == "Identity" and node.input[0] in weights:
-            weights[node.output[0]] = weights[node.input[0]]
-        else:
-            kept.append(node)
-    _replace_nodes(graph, kept)
 
 
 def _name_linears(
@@ -202,6 +239,18 @@ def _name_linears(
     missing = [path for path in linears if f"{path}.weight" not in weights]
     if missing:
         raise MaterializeError(f"the exported graph has no linear layer '{missing[0]}'")
+
+
+def _name_parameters(graph: onnx.GraphProto, weights: dict[str, npt.NDArray[Any]], module: nn.Module) -> None:
+    """Names what convolutions and BatchNorms read ``<path>.weight``, ``<path>.bias`` and so on."""
+    modules = dict(module.named_modules())
+    for node in graph.node:
+        path = module_path(node)
+        if node.op_type in _PARAMETERS and isinstance(modules.get(path), nn.Conv2d | nn.BatchNorm2d):
+            for i, name in enumerate(_PARAMETERS[node.op_type][: len(node.input) - 1], start=1):
+                node.input[i] = f"{path}.{name}"
+                array = getattr(modules[path], name).detach().numpy()
+                weights[node.input[i]] = array if array.ndim > 1 else array.copy()
 
 
 def _free_head_counts(graph: onnx.GraphProto, weights: dict[str, npt.NDArray[Any]]) -> None:
@@ -260,6 +309,46 @@ def _bypass(graph: onnx.GraphProto, blocks: Iterable[str]) -> None:
                 if name == result:
                     node.input[i] = stream
         _replace_nodes(graph, outside)
+
+
+def _fit_conv(conv: onnx.NodeProto, shape: tuple[int, ...]) -> None:
+    """Makes the attributes of a convolution those of its weight; padding changes with the kernel as half of it."""
+    for attribute in conv.attribute:
+        if attribute.name == "group" and attribute.i > 1:
+            attribute.i = shape[0]
+        elif attribute.name == "kernel_shape" and tuple(attribute.ints) != shape[2:]:
+            attribute.ints[:] = shape[2:]
+            (pads,) = (other for other in conv.attribute if other.name == "pads")
+            pads.ints[:] = [size // 2 for size in (*shape[2:], *shape[2:])]
+
+
+def _fold_norms(graph: onnx.GraphProto, weights: dict[str, npt.NDArray[Any]], statistics: Statistics) -> None:
+    """Makes each BatchNorm part of the convolution before it, as ONNX Runtime would if nothing were quantized."""
+    norms = []
+    for conv, norm in _normalised(graph):
+        gamma, beta, *own = (weights[name].astype(np.float64) for name in norm.input[1:])
+        mean, variance = statistics.get(module_path(norm), own)
+        scale = gamma / np.sqrt(variance + epsilon(norm))
+        bias = weights[conv.input[2]] if len(conv.input) > 2 else 0.0
+        name = conv.input[1].removesuffix("weight") + "bias"
+        weights[conv.input[1]] = (weights[conv.input[1]] * scale[:, None, None, None]).astype(np.float32)
+        weights[name] = (beta + (bias - mean) * scale).astype(np.float32)
+        conv.input[2:] = [name]
+        conv.output[0] = norm.output[0]
+        norms.append(norm.name)
+    if norms:
+        _replace_nodes(graph, [node for node in graph.node if node.name not in norms])
+
+
+def _normalised(graph: onnx.GraphProto) -> list[tuple[onnx.NodeProto, onnx.NodeProto]]:
+    """Each BatchNorm after the convolution that it normalises."""
+    makers = {node.output[0]: node for node in graph.node}
+    return [(makers[node.input[0]], node) for node in graph.node if node.op_type == "BatchNormalization"]
+
+
+def epsilon(norm: onnx.NodeProto) -> float:
+    """What a BatchNormalization adds to a variance."""
+    return next((float(attribute.f) for attribute in norm.attribute if attribute.name == "epsilon"), 1e-5)
 
 
 def _prune(graph: onnx.GraphProto) -> None:

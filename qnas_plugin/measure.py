@@ -21,6 +21,7 @@ from qnas_plugin import timing
 from qnas_plugin.environment import cores
 from qnas_plugin.errors import HardwareError, MeasurementError
 from qnas_plugin.hardware import RuntimeSetting
+from qnas_plugin.metrics import Outputs, Scorer
 from qnas_plugin.tasks import Batch, Inputs
 
 # Weights in memory take up to this times their file: the file's own, and packed for the processor.
@@ -63,52 +64,42 @@ class Latency:
         return asdict(self) | {"round_medians": list(self.round_medians), "spread": self.spread}
 
 
-def predict(model: Path, batches: Iterable[Batch], *, threads: int) -> npt.NDArray[np.int64]:
-    """The class of each example, shape ``(n,)``, in the order of the data set.
+def scores(model: Path, batches: Iterable[Batch], scorer: Scorer, *, threads: int) -> npt.NDArray[np.float64]:
+    """The score of each example, shape ``(n,)``, in the order of the data set.
 
     Raises:
-        MeasurementError: The model cannot be run on the batches, has no output ``logits`` of shape ``(b, classes)``, or
-            gives a number that is not finite.
+        MeasurementError: The model cannot be run on the batches, or gives a number that is not finite.
+        UsageError: The metric does not fit the outputs.
     """
     positions: list[npt.NDArray[np.int64]] = []
-    classes: list[npt.NDArray[np.int64]] = []
-    with _running(f"'{model.name}'"):
-        # Threads sleep while they wait: other work shares the machine, and nobody looks at the time.
-        session = timing.session(model, threads, spinning=False)
-    for batch in batches:
-        with _running(f"'{model.name}'"):
-            (logits,) = session.run(["logits"], timing.feed(session, batch.inputs))
-        if logits.ndim != 2 or len(logits) != len(batch.positions):
-            raise MeasurementError(
-                f"'{model.name}' gives logits of shape {logits.shape} for {len(batch.positions)} examples; "
-                "allowed is (examples, classes)"
-            )
-        if not np.isfinite(logits).all():
-            raise MeasurementError(f"'{model.name}' gives logits that are not finite")
+    parts: list[npt.NDArray[np.float64]] = []
+    for batch, outputs in run(model, batches, threads=threads):
+        for name, values in outputs.items():
+            if values.dtype.kind == "f" and not np.isfinite(values).all():
+                raise MeasurementError(f"'{model.name}' gives {name} that are not finite")
         positions.append(batch.positions)
-        classes.append(logits.argmax(axis=1))
+        parts.append(scorer(outputs, batch.positions))
     order = np.concatenate(positions)
-    predictions = np.empty(len(order), dtype=np.int64)
-    predictions[order] = np.concatenate(classes)
-    return predictions
+    values = np.empty(len(order))
+    values[order] = np.concatenate(parts)
+    return values
 
 
-def logits(model: bytes, inputs: Inputs) -> npt.NDArray[np.float32]:
-    """What the content of an ONNX file gives for one batch, shape ``(b, classes)``.
+def run(model: Path | bytes, batches: Iterable[Batch], *, threads: int) -> Iterator[tuple[Batch, Outputs]]:
+    """Each batch with what an ONNX file, or the content of one, gives for it.
 
     Raises:
-        MeasurementError: The model cannot be run on the batch.
+        MeasurementError: The model cannot be run on the batches.
     """
-    with _running("the model"):
-        session = timing.session(model, 1, spinning=False)
-        (values,) = session.run(["logits"], timing.feed(session, inputs))
-    return np.asarray(values)
-
-
-def accuracy(predictions: npt.NDArray[np.int64], labels: npt.NDArray[np.int64]) -> float:
-    """The part of ``(n,)`` predictions that equal their label, in [0, 1]."""
-    assert predictions.shape == labels.shape != (0,)
-    return float(np.mean(predictions == labels))
+    name = "the model" if isinstance(model, bytes) else f"'{model.name}'"
+    with _running(name):
+        # Threads sleep while they wait: other work shares the machine, and nobody looks at the time.
+        session = timing.session(model, threads, spinning=False)
+        names = [output.name for output in session.get_outputs()]
+    for batch in batches:
+        with _running(name):
+            values = session.run(names, timing.feed(session, batch.inputs))
+        yield batch, dict(zip(names, values, strict=True))
 
 
 def size_mb(model: Path) -> float:

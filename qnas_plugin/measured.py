@@ -1,68 +1,45 @@
-"""What a profile has measured so far, kept line by line in a file: a stopped run loses no more than one group."""
+"""What a profile has measured so far, kept line by line in a file: a stopped run loses no more than one visit."""
 
 from __future__ import annotations
 
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from qnas_plugin.errors import LatencyTableError, OutputError
 from qnas_plugin.files import write_bytes
-from qnas_plugin.latency_fit import Floats, Indices
+from qnas_plugin.latency_fit import Floats
 from qnas_plugin.space import Genes
 
-Purpose = Literal["fit", "reference", "test", "repeat"]
+Purpose = Literal["fit", "test"]
 
 
 @dataclass(frozen=True)
 class Timing:
-    """A network that was timed.
+    """A network that was timed in one visit.
 
     Args:
-        purpose: Whether rows are fitted to it, or to it as the one that is in all groups; whether rows are tested on
-            it, or it is a second time that a test is timed.
+        purpose: Whether rows are fitted to it, or tested on it.
         genes: Its canonical genotype.
-        rounds: Medians of the rounds, in milliseconds.
+        ms: What it took; see ``steady``.
+        spread: How far single rounds were apart after that, relative.
         core_share: See ``measure.Latency``.
-        group: The number of its group.
+        visit: The number of the visit.
     """
 
     purpose: Purpose
     genes: tuple[int, ...]
-    rounds: tuple[float, ...]
+    ms: float
+    spread: float
     core_share: float
-    group: int
-
-    @property
-    def ms(self) -> float:
-        """What the network takes; see ``undisturbed``."""
-        return undisturbed(self.rounds)
-
-    @property
-    def spread(self) -> float:
-        """How far the faster half of the rounds was apart, relative."""
-        return disagreement(self.rounds)
-
-
-def undisturbed(rounds: Sequence[float]) -> float:
-    """The median of the faster half of the rounds: whatever else happens on a machine makes a round slower only."""
-    return float(np.median(_faster_half(rounds)))
-
-
-def disagreement(rounds: Sequence[float]) -> float:
-    """How far the faster half of the rounds is apart, relative."""
-    half = _faster_half(rounds)
-    return half[-1] / half[0] - 1
-
-
-def _faster_half(rounds: Sequence[float]) -> list[float]:
-    return sorted(rounds)[: (len(rounds) + 1) // 2]
+    visit: int
 
 
 @dataclass
@@ -72,13 +49,13 @@ class Measured:
     Args:
         alone: Milliseconds of each part's key.
         timings: Of all networks, in order.
-        groups: How many groups of networks were timed.
+        visits: How many batches of networks were timed.
         seconds: How long everything took.
     """
 
     alone: dict[str, float] = field(default_factory=dict)
     timings: list[Timing] = field(default_factory=list)
-    groups: int = 0
+    visits: int = 0
     seconds: float = 0.0
 
     def add(self, line: Mapping[str, Any]) -> None:
@@ -87,42 +64,85 @@ class Measured:
         if "networks" in line:
             self.timings += [
                 Timing(
-                    timing["purpose"],
-                    tuple(timing["genes"]),
-                    tuple(timing["rounds"]),
-                    timing["core_share"],
-                    self.groups,
+                    network["purpose"],
+                    tuple(network["genes"]),
+                    network["ms"],
+                    network["spread"],
+                    network["core_share"],
+                    self.visits,
                 )
-                for timing in line["networks"]
+                for network in line["networks"]
             ]
-            self.groups += 1
+            self.visits += 1
         self.seconds += line.get("seconds", 0.0)
 
 
 @dataclass(frozen=True)
-class Arrays:
-    """The networks of some purposes: genotypes ``(m, n)``, milliseconds ``(m,)``, and numbers of groups ``(m,)``."""
+class Networks:
+    """Networks with what they take on the usual machine, joined from all visits.
+
+    Args:
+        genes: Canonical genotypes, ``(m, n)``.
+        ms: Milliseconds, ``(m,)``.
+        tests: Which are held out, ``(m,)``.
+        slower: How much slower than usual the machine was in each visit, relative, ``(v,)``.
+        noise: What two measurements of a held-out network differ by, relative, each in half of its visits; 0 when
+            none was visited twice.
+        repeated: How many held-out networks were visited twice or more.
+    """
 
     genes: Genes
     ms: Floats
-    groups: Indices
+    tests: npt.NDArray[np.bool_]
+    slower: Floats
+    noise: float
+    repeated: int
 
-    @classmethod
-    def of(cls, measured: Measured, *purposes: Purpose) -> Arrays:
-        """Those of what was measured, in its order."""
-        kept = [timing for timing in measured.timings if timing.purpose in purposes]
-        return cls(
-            np.array([timing.genes for timing in kept], dtype=np.int64),
-            np.array([timing.ms for timing in kept]),
-            np.array([timing.group for timing in kept], dtype=np.int64),
-        )
 
-    def __len__(self) -> int:
-        return len(self.ms)
+def steady(rounds: Floats) -> tuple[Floats, Floats]:
+    """What each network took and how far its rounds are apart, relative, ``(m,)`` both.
 
-    def first(self, count: int) -> Arrays:
-        """The first networks."""
-        return Arrays(self.genes[:count], self.ms[:count], self.groups[:count])
+    A machine is now faster, now slower, for all networks alike: each round is divided by how its networks compare
+    with their own medians.
+
+    Args:
+        rounds: Milliseconds of each network in each round, ``(m, rounds)``.
+    """
+    usual = np.median(rounds, axis=1, keepdims=True)
+    alike = rounds / np.median(rounds / usual, axis=0)
+    ms = np.median(alike, axis=1)
+    return ms, np.median(np.abs(alike / ms[:, None] - 1), axis=1)
+
+
+def joined(measured: Measured) -> Networks:
+    """All visits together, each divided by the speed of the machine in it (weighted least squares of logarithms).
+
+    What was measured with a spread of 1 % counts four times as much as with 2 %.
+    """
+    index = {genes: i for i, genes in enumerate(dict.fromkeys(timing.genes for timing in measured.timings))}
+    network = np.array([index[timing.genes] for timing in measured.timings])
+    visit = np.array([timing.visit for timing in measured.timings])
+    log_ms = np.log([timing.ms for timing in measured.timings])
+    weight = 1 / np.maximum([timing.spread for timing in measured.timings], 0.005)
+    columns = np.hstack([np.eye(len(index))[network], np.eye(measured.visits)[visit]])
+    slower = np.linalg.lstsq(columns * weight[:, None], log_ms * weight, rcond=None)[0][len(index) :]
+    slower -= slower.mean()
+    steadied = log_ms - slower[visit]
+    tests = {timing.genes for timing in measured.timings if timing.purpose == "test"}
+    own = [np.flatnonzero(network == i) for i in range(len(index))]
+
+    def mean(of: npt.NDArray[np.int64]) -> float:
+        return float(np.average(steadied[of], weights=weight[of] ** 2))
+
+    halves = [of for genes, of in zip(index, own, strict=True) if genes in tests and len(of) > 1]
+    return Networks(
+        genes=np.array([*index], dtype=np.int64),
+        ms=np.exp([mean(of) for of in own]),
+        tests=np.array([genes in tests for genes in index]),
+        slower=np.expm1(slower),
+        noise=float(np.mean([abs(mean(of[::2]) - mean(of[1::2])) for of in halves] or [0.0])),
+        repeated=len(halves),
+    )
 
 
 def resume(work: Path, identity: Mapping[str, Any]) -> Measured:

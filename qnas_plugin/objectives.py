@@ -41,10 +41,12 @@ class Limit:
         Raises:
             KeyError: The metric was not measured.
         """
-        excess = metrics[self.metric] - self.value
-        if self.comparison == ">=":
-            excess = -excess
-        return max(0.0, excess) / max(abs(self.value), 1e-12)
+        return float(self.excess(np.array(metrics[self.metric])))
+
+    def excess(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """How far values of the metric are beyond the bound, relative to it; 0 where they keep it."""
+        beyond = values - self.value if self.comparison == "<=" else self.value - values
+        return np.maximum(0.0, beyond) / max(abs(self.value), 1e-12)
 
 
 def parse_limit(text: str) -> Limit:
@@ -99,8 +101,11 @@ def violations(metrics: Sequence[Mapping[str, float]], limits: Sequence[Limit]) 
 
 
 def signs(objectives: Sequence[str]) -> Losses:
-    """+1 for an objective that is minimised and -1 for one that is maximised, shape ``(k,)``."""
-    return np.array([1.0 if METRICS[name] == "minimize" else -1.0 for name in objectives])
+    """+1 for an objective that is minimised and -1 for one that is maximised, shape ``(k,)``.
+
+    A name that is not among the metrics is that of a loss: Optuna's studies have objectives of their own.
+    """
+    return np.array([1.0 if METRICS.get(name, "minimize") == "minimize" else -1.0 for name in objectives])
 
 
 def non_dominated(points: Losses) -> npt.NDArray[np.bool_]:

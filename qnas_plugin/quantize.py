@@ -1,8 +1,9 @@
 """FP32 ONNX and a precision policy to mixed INT8/FP32 ONNX: static quantization in QDQ format, by Neural Compressor.
 
-Weights become INT8, symmetric, one scale per output channel; embedding tables UINT8, asymmetric, one scale;
-activations UINT8, asymmetric, one scale from their minimum and maximum over the calibration data; biases of Conv and
-Gemm INT32. Ranges depend on the FP32 model alone: it is calibrated once, and any number of policies is emitted then.
+Weights become INT8, symmetric, one scale per output channel, unless the policy names another format; embedding tables
+UINT8, asymmetric, one scale; activations UINT8, asymmetric, one scale from their minimum and maximum over the
+calibration data; biases of Conv and Gemm INT32. Ranges depend on the FP32 model alone: it is calibrated once, and any
+number of policies is emitted then.
 
 The graphs are those of ``neural_compressor.quantization.fit`` under the same settings, except that what a table gives
 has the range of the whole table, nodes that stay FP32 read FP32 tensors (``_restore_fp32_inputs``), and the scales of a
@@ -25,7 +26,8 @@ import numpy.typing as npt
 import onnx
 
 from qnas_plugin.errors import QuantizationError
-from qnas_plugin.network import Network
+from qnas_plugin.outline import Outline
+from qnas_plugin.precision import FORMATS
 from qnas_plugin.space import Precision
 from qnas_plugin.tasks import Batch
 
@@ -43,8 +45,8 @@ with warnings.catch_warnings():  # 3.7.1 imports pkg_resources, which warns
     )
     from neural_compressor.model.onnx_model import ONNXModel
 
-Policy = Mapping[str, Precision]
-"""Precision group to the format of its nodes."""
+Policy = Mapping[str, str]
+"""Precision group to the format of its nodes: ``fp32``, or a name of ``qnas_plugin.precision.FORMATS``."""
 
 Groups = Mapping[str, tuple[str, ...]]
 """Precision group to the names of its nodes in the FP32 graph: MatMul, Gemm, Conv, or Gather, with a stored weight."""
@@ -52,8 +54,8 @@ Groups = Mapping[str, tuple[str, ...]]
 Ranges = Mapping[str, tuple[float, float]]
 """Tensor name to its smallest and largest value over the calibration data."""
 
-Quantized = MutableMapping[tuple[str, tuple[int, ...], int | None], QuantizedInitializer]
-"""Quantized weights by name, shape and channel axis; the axis is None for one scale."""
+Quantized = MutableMapping[tuple[str, tuple[int, ...], int, int | None], QuantizedInitializer]
+"""Quantized weights by name, shape, type and channel axis; the axis is None for one scale."""
 
 WEIGHT_INPUT = {"MatMul": 1, "Gemm": 1, "Conv": 1, "Gather": 0}
 """The operators that can be quantized, and which of their inputs is the weight or the table."""
@@ -64,13 +66,13 @@ _FP32_OUTPUT = ["MatMul", "Gemm"]
 _AT_ONCE = 1 << 16  # numbers quantized together: what they need stays in the cache of a core
 _REDUCE_RANGE = False  # else Neural Compressor takes it from the CPU that it runs on
 
-_WEIGHT = {"dtype": onnx.TensorProto.INT8, "scheme": "sym", "granularity": "per_channel", "algorithm": "minmax"}
+_DTYPES = {"sym": onnx.TensorProto.INT8, "asym": onnx.TensorProto.UINT8}
 _TABLE = {"dtype": onnx.TensorProto.UINT8, "scheme": "asym", "granularity": "per_tensor", "algorithm": "minmax"}
 _ACTIVATION = _TABLE | {"quant_mode": "static"}
 
 
 def calibrate(
-    model: onnx.ModelProto | Network, groups: Groups, batches: Sequence[Batch], *, threads: int = 1
+    model: onnx.ModelProto | Outline, groups: Groups, batches: Sequence[Batch], *, threads: int = 1
 ) -> Calibrated:
     """Runs an FP32 model over the calibration data and keeps the range of every tensor that may be quantized.
 
@@ -84,15 +86,15 @@ def calibrate(
         QuantizationError: The groups don't fit the model, there are no batches, a batch lacks an input, or an
             activation is not finite.
     """
-    network = Network.of(model)
-    nodes = _nodes(network.outline, groups)
+    outline = Outline.of(model)
+    nodes = _nodes(outline.model, groups)
     if not batches:
         raise QuantizationError("there are no calibration batches; give at least one example")
     tables = {node.output[0]: node.input[0] for node in nodes if node.op_type == "Gather"}
     tensors = [name for name in _activations(nodes) if name not in tables]
     ranges: dict[str, tuple[float, float]] = {}
     # Without optimization as fit does it, to the last bit.
-    with network.running(threads=threads, outputs=tensors, optimized=False) as session:
+    with outline.running(threads=threads, outputs=tensors, optimized=False) as session:
         inputs = [value.name for value in session.get_inputs()]
         for batch in batches:
             missing = [name for name in inputs if name not in batch.inputs]
@@ -105,9 +107,9 @@ def calibrate(
                 low, high = ranges.get(name, (math.inf, -math.inf))
                 ranges[name] = float(np.minimum(low, value.min())), float(np.maximum(high, value.max()))  # keeps NaN
     for name, table in tables.items():  # any row may be asked for later, and equal scales cost no second rounding
-        values = network.weights[table]
+        values = outline.weights[table]
         ranges[name] = float(values.min()), float(values.max())
-    return Calibrated(network, groups, ranges)
+    return Calibrated(outline, groups, ranges)
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,13 +130,13 @@ class Calibrated:
         QuantizationError: The groups don't fit the model, or a range is missing or not finite.
     """
 
-    model: onnx.ModelProto | Network
+    model: onnx.ModelProto | Outline
     groups: Groups
     ranges: Ranges
     quantized: Quantized = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        for name in _activations(_nodes(self._network.outline, self.groups)):
+        for name in _activations(_nodes(self._fp32.model, self.groups)):
             if name not in self.ranges:
                 raise QuantizationError(f"tensor '{name}' has no range; calibrate this model again")
             if not all(map(math.isfinite, self.ranges[name])):
@@ -142,15 +144,15 @@ class Calibrated:
                 raise QuantizationError(f"tensor '{name}' ranges from {low} to {high}; the model must be finite")
 
     def emit(self, policy: Policy) -> onnx.ModelProto:
-        """The model under a policy with all values; see ``network``.
+        """The model under a policy with all values; see ``outline``.
 
         Raises:
             QuantizationError: The policy names other groups than the model has, or it did not land in the graph.
         """
-        return self.network(policy).whole()
+        return self.outline(policy).whole()
 
-    def network(self, policy: Policy) -> Network:
-        """The network under a policy, verified; the FP32 network when the policy has no INT8 group.
+    def outline(self, policy: Policy) -> Outline:
+        """The model under a policy, verified; the FP32 model when the policy has no INT8 group.
 
         Deterministic: the same model, groups, ranges and policy give the same bytes in every process.
 
@@ -158,45 +160,46 @@ class Calibrated:
             QuantizationError: The policy names other groups than the model has, or it did not land in the graph.
         """
         _check_policy(self.groups, policy)
-        int8 = {name for group, names in self.groups.items() for name in names if policy[group] == Precision.INT8}
+        formats = {name: policy[group] for group, names in self.groups.items() for name in names}
+        int8 = {name for name, format in formats.items() if format != Precision.FP32}
         if not int8:
-            return self._network
+            return self._fp32
         quantized = onnx.ModelProto()
-        quantized.CopyFrom(self._outline)
+        quantized.CopyFrom(self._template)
         config = {
-            node.name: {"weight": _TABLE if node.op_type == "Gather" else _WEIGHT, "activation": _ACTIVATION}
+            node.name: {"weight": _weight_config(node, formats[node.name]), "activation": _ACTIVATION}
             for node in quantized.graph.node
             if node.name in int8
         }
         wrapped = ONNXModel(quantized)
         scales = ONNXRTAugment(wrapped, None, [], reduce_range=_REDUCE_RANGE).dump_calibration(config, self.ranges)
-        quantizer = _CachedQuantizer(wrapped, config, scales, self._network.weights, self.quantized)
+        quantizer = _CachedQuantizer(wrapped, config, scales, self._fp32.weights, self.quantized)
         quantizer.quantize_model()
         wrapped.topological_sort()
         _restore_fp32_inputs(quantized.graph, int8, {name for names in self.groups.values() for name in names} - int8)
         verify(quantized, self.groups, policy)
         stored = {initializer.name for initializer in quantized.graph.initializer}
-        weights = {**self._network.weights, **quantizer.int8}
-        return Network(quantized, {name: array for name, array in weights.items() if name in stored})
+        weights = {**self._fp32.weights, **quantizer.int8}
+        return Outline(quantized, {name: array for name, array in weights.items() if name in stored})
 
     @cached_property
-    def _network(self) -> Network:
-        return Network.of(self.model)
+    def _fp32(self) -> Outline:
+        return Outline.of(self.model)
 
     @cached_property
-    def _outline(self) -> onnx.ModelProto:
+    def _template(self) -> onnx.ModelProto:
         """What Neural Compressor gets: it would copy and serialise the values of weights repeatedly.
 
         Each Conv and Gemm of a group has a bias of its own in it: Neural Compressor 3.7.1 quantizes a shared one twice
         under one name, and the exporter of torch shares equal ones, also through Identity nodes.
         """
-        outline = onnx.ModelProto()
-        outline.CopyFrom(self._network.outline)
-        graph = outline.graph
+        template = onnx.ModelProto()
+        template.CopyFrom(self._fp32.model)
+        graph = template.graph
         initializers = {initializer.name: initializer for initializer in graph.initializer}
         aliases = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Identity"}
         readers = Counter(name for node in graph.node for name in node.input)
-        for node in _nodes(outline, self.groups):
+        for node in _nodes(template, self.groups):
             if len(node.input) < 3 or not node.input[2]:
                 continue
             bias = aliases.get(node.input[2], node.input[2])
@@ -204,7 +207,7 @@ class Calibrated:
                 own = graph.initializer.add()
                 own.CopyFrom(initializers[bias])
                 own.name = node.input[2] = f"{bias}/{node.name}"
-        return outline
+        return template
 
 
 def verify(model: onnx.ModelProto, groups: Groups, policy: Policy) -> None:
@@ -222,20 +225,24 @@ def verify(model: onnx.ModelProto, groups: Groups, policy: Policy) -> None:
     nodes = {node.name: node for node in model.graph.node}
     made_by = {output: node for node in model.graph.node for output in node.output}
     stored = {initializer.name: initializer.data_type for initializer in model.graph.initializer}
+    axes = {initializer.name: len(initializer.dims) for initializer in model.graph.initializer}
 
     def dequantized(name: str) -> str | None:
         node = made_by.get(name)
         return node.input[0] if node is not None and node.op_type == "DequantizeLinear" else None
 
-    def landed(name: str, precision: Precision) -> bool:
-        node = nodes.get(f"{name}_quant" if precision == Precision.INT8 else name)
+    def landed(name: str, format: str) -> bool:
+        node = nodes.get(name if format == Precision.FP32 else f"{name}_quant")
         if node is None:
             return False
         weight = node.input[WEIGHT_INPUT[node.op_type]]
         activation = None if node.op_type == "Gather" else dequantized(node.input[0])
-        if precision == Precision.INT8:
-            eight_bit = stored.get(dequantized(weight) or "") in (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
-            return eight_bit and (node.op_type == "Gather" or activation in made_by)
+        if format != Precision.FP32:
+            config = _weight_config(node, format)
+            if stored.get(dequantized(weight) or "") != config["dtype"]:
+                return False
+            per_channel = config["granularity"] == "per_channel"
+            return axes[made_by[weight].input[1]] == per_channel and (node.op_type == "Gather" or activation in made_by)
         if stored.get(weight) != onnx.TensorProto.FLOAT:
             return False
         if activation is None:
@@ -283,6 +290,19 @@ def _nodes(model: onnx.ModelProto, groups: Groups) -> list[onnx.NodeProto]:
         if any(attribute.name == "beta" and attribute.f != 1 for attribute in node.attribute):  # 3.7.1 loses it
             raise QuantizationError(f"Gemm '{node.name}' scales its bias by beta; store the bias multiplied instead")
     return nodes
+
+
+def _weight_config(node: onnx.NodeProto, precision: str) -> dict[str, Any]:
+    """What Neural Compressor is told of the weight of a node."""
+    if node.op_type == "Gather":
+        return _TABLE
+    chosen = FORMATS[precision]
+    return {
+        "dtype": _DTYPES[chosen.scheme],
+        "scheme": chosen.scheme,
+        "granularity": chosen.granularity,
+        "algorithm": "minmax",
+    }
 
 
 def _activations(nodes: Sequence[onnx.NodeProto]) -> dict[str, None]:
@@ -394,7 +414,7 @@ class _CachedQuantizer(Quantizer):  # type: ignore[misc]
         self, initializer: onnx.TensorProto, dtype: int, scheme: str, axis: int | None
     ) -> QuantizedInitializer:
         name, values = initializer.name, self._weights[initializer.name]
-        key = name, values.shape, axis
+        key = name, values.shape, dtype, axis
         if key not in self._kept:
             self._kept[key] = _quantize(initializer, values, dtype, scheme, axis)
         weight = copy.copy(self._kept[key])

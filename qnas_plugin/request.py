@@ -14,7 +14,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from qnas_plugin import registry
 from qnas_plugin.errors import UnknownNameError, UsageError
 from qnas_plugin.files import write_bytes
+from qnas_plugin.hardware import user_folder
+from qnas_plugin.model_name import resolve
 from qnas_plugin.objectives import Limit, check_objectives, parse_limit
+from qnas_plugin.precision import Precisions, check_choices
 
 
 class Options(BaseModel):
@@ -42,11 +45,9 @@ class Options(BaseModel):
 
 
 class Request(Options):
-    """What all commands that need a supernet and data share.
+    """What all commands that need data share.
 
     Args:
-        supernet: The registered family.
-        checkpoint: A Hugging Face name or folder, or a folder that ``qnas train`` wrote.
         task: The registered task.
         data: The task's data: files, a folder, or a name that the task knows.
         out: The folder for the results.
@@ -56,8 +57,6 @@ class Request(Options):
         seed: Of every random choice.
     """
 
-    supernet: str
-    checkpoint: str
     task: str
     data: str
     out: Path
@@ -66,9 +65,11 @@ class Request(Options):
     search_samples: int = Field(2000, ge=1)
     seed: int = Field(0, ge=0)
 
-    @field_validator("supernet", "task", mode="after")
+    @field_validator("supernet", "task", check_fields=False)
     @classmethod
-    def _known(cls, name: str, info: Any) -> str:
+    def _known(cls, name: str | None, info: Any) -> str | None:
+        if name is None:
+            return None
         registry.check("supernets" if info.field_name == "supernet" else "tasks", name)
         return name.replace("-", "_")
 
@@ -81,20 +82,28 @@ class TrainRequest(Request):
     """A training; see ``qnas_plugin.training.instatune.Settings`` for what each number does.
 
     Args:
-        depth, heads, ffn: Choices of the elastic dimensions; empty ones are the family's own.
+        supernet: The registered family.
+        checkpoint: A Hugging Face name or folder, or a folder that ``qnas train`` wrote.
+        depth, heads, ffn, kernel, expand, width: Choices of the elastic dimensions; empty ones are the family's own.
         teacher: A checkpoint of the same architecture, fine-tuned on the same classes.
         arithmetic: ``auto`` is bfloat16 where the CPU multiplies it in hardware, else float32.
     """
 
+    supernet: str
+    checkpoint: str
     depth: tuple[int, ...] = ()
     heads: tuple[int, ...] = ()
     ffn: tuple[int, ...] = ()
+    kernel: tuple[int, ...] = ()
+    expand: tuple[float, ...] = ()
+    width: tuple[float, ...] = ()
     epochs: int = Field(3, ge=1)
     batch_size: int = Field(32, ge=1)
     learning_rate: float = Field(5e-5, gt=0)
     weight_decay: float = Field(0.01, ge=0)
     warmup: float = Field(0.06, ge=0, lt=1)
     subnets: Literal["none", "random", "sandwich"] = "random"
+    shrinking: float = Field(0.0, ge=0, le=1)
     task_weight: float = Field(0.3, ge=0, le=1)
     teacher: str | None = None
     arithmetic: Literal["auto", "bf16", "fp32"] = "auto"
@@ -105,11 +114,11 @@ class ProfileRequest(Options):
 
     Args:
         supernet: The registered family.
-        checkpoint: As in ``Request``; a folder with a configuration and no weights is enough.
+        checkpoint: As in ``TrainRequest``; a folder with a configuration and no weights is enough.
         hardware: The SKU's hardware profile, or ``auto`` for the one that fits this machine.
         threads, batch, seq_len, resolution: Replace the profile's runtime setting; None keeps it.
         budget: How long to measure, ``90s``, ``10m`` or ``1h``; time of an earlier, stopped run included.
-        out: The folder of latency tables.
+        out: The folder of latency tables; the default is the user's own.
         seed: Of the choice of networks.
         insist: Whether to make a table on a machine that is not the named SKU; the table says so.
     """
@@ -122,7 +131,7 @@ class ProfileRequest(Options):
     seq_len: int | None = Field(None, ge=2)
     resolution: int | None = Field(None, ge=1)
     budget: str = "10m"
-    out: Path
+    out: Path = Field(default_factory=lambda: user_folder("latency_tables"))
     seed: int = Field(0, ge=0)
     insist: bool = False
 
@@ -140,9 +149,18 @@ class ProfileRequest(Options):
 
 
 class TuneRequest(Request):
-    """A search.
+    """A search of a supernet, or of one ONNX model.
 
     Args:
+        supernet, checkpoint: As in ``TrainRequest``.
+        model: An ONNX file instead, or a folder with one: the space is the precision of its layers. It changes what
+            other options are when not given: the task is ``arrays``, and ``against`` is ``fp32``. Or a Hugging Face
+            model, which becomes the checkpoint of the supernet of its type.
+        metric: What stands as accuracy, see ``qnas_plugin.metrics``; None leaves it to the task.
+        precision: The choices of each precision group, see ``qnas_plugin.precision``; empty leaves them to the network.
+        keep_fp32: Patterns of layers of the model, or of groups of the supernet, that stay FP32.
+        group: Groups of the model's layers, each ``NAME=PATTERN``.
+        max_groups: How many groups the model may have; neighbours are joined until there are no more.
         hardware: A hardware profile, or ``auto`` for the one that fits this machine.
         threads, batch, seq_len: Replace the profile's runtime setting; None keeps it.
         objectives: Two or three metrics.
@@ -150,15 +168,24 @@ class TuneRequest(Request):
         latency: Whether the search measures latencies here, or takes them from the SKU's latency table.
         table: A file instead of the table that is found.
         insist: Whether to take a table that does not fit; the result says so.
-        max_accuracy_drop: How much accuracy the recommended member may lose against all-INT8 of the full network.
+        against: Whether that is the full network in INT8 or in FP32, in what follows.
+        max_accuracy_drop: How much accuracy the recommended member may lose against it.
         algorithm: The registered search algorithm.
         trials: Candidates to evaluate in all, those of an earlier, stopped run included.
-        population: Candidates between two trainings of the predictors, or a generation.
+        population: Candidates of a generation; LINAS learns anew ten times in it.
         storage: An Optuna storage URL; None is the journal file in ``out``.
         workers: Processes of this machine that evaluate; None evaluates in this one.
         cluster: The address of a Dask scheduler whose workers evaluate, instead.
     """
 
+    supernet: str | None = None
+    checkpoint: str | None = None
+    model: str | None = None
+    metric: str | None = None
+    precision: tuple[str, ...] = ()
+    keep_fp32: tuple[str, ...] = ()
+    group: tuple[str, ...] = ()
+    max_groups: int = Field(60, ge=1)
     hardware: str = "auto"
     threads: int | None = Field(None, ge=1)
     batch: int | None = Field(None, ge=1)
@@ -168,6 +195,7 @@ class TuneRequest(Request):
     latency: Literal["measured", "table"] = "measured"
     table: Path | None = None
     insist: bool = False
+    against: Literal["int8", "fp32"] = "int8"
     max_accuracy_drop: float = Field(0.01, ge=0, le=1)
     algorithm: str = "linas"
     trials: int = Field(250, ge=1)
@@ -175,6 +203,43 @@ class TuneRequest(Request):
     storage: str | None = None
     workers: int | None = Field(None, ge=1)
     cluster: str | None = Field(None, pattern=r"^[a-z]+://.+$")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_a_model(cls, values: dict[str, Any]) -> dict[str, Any]:
+        if not values.get("model"):
+            return values
+        if values.get("supernet") or values.get("checkpoint"):
+            raise UsageError("give --model, or --supernet and --checkpoint, not both")
+        named = resolve(values["model"])
+        values = {name: value for name, value in values.items() if name != "model"} | named
+        return {"task": "arrays", "against": "fp32"} | values if "model" in named else values
+
+    @model_validator(mode="after")
+    def _one_network(self) -> Self:
+        if self.model is None:
+            for name, value in (("supernet", self.supernet), ("checkpoint", self.checkpoint)):
+                if value is None:
+                    raise UsageError(f"--{name} is missing, and so is --model; see: qnas --help")
+            if self.group:
+                raise UsageError("--group is for --model; the groups of a supernet are its own")
+        elif self.latency == "table":
+            raise UsageError("--latency table is for supernets; what a --model takes is measured, leave it out")
+        return self
+
+    @field_validator("precision")
+    @classmethod
+    def _precision(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return check_choices(names) if names else ()
+
+    @field_validator("group")
+    @classmethod
+    def _group(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
+        for text in texts:
+            name, equals, pattern = text.partition("=")
+            if not (name and equals and pattern):
+                raise UsageError(f"cannot read the group '{text}'; write it like 'head=*/head/*'")
+        return texts
 
     @field_validator("objectives")
     @classmethod
@@ -206,6 +271,24 @@ class TuneRequest(Request):
             if limit.metric not in self.objectives and limit.metric != "size_mb":
                 raise UsageError(f"the limit '{limit}' needs '{limit.metric}' among the objectives")
         return self
+
+    @property
+    def source(self) -> str:
+        """The checkpoint, or the file of the model."""
+        source = self.model or self.checkpoint
+        assert source is not None
+        return source
+
+    @property
+    def precisions(self) -> Precisions:
+        """What is said of the precision policy."""
+        groups = dict(text.split("=", 1) for text in self.group)
+        return Precisions(self.precision, self.keep_fp32, groups, self.max_groups)
+
+    @property
+    def reference(self) -> str:
+        """The baseline that the recommended member is compared with."""
+        return f"largest-{self.against}"
 
     @property
     def parsed_limits(self) -> tuple[Limit, ...]:
@@ -240,10 +323,11 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def _first_error(error: ValidationError) -> UsageError:
-    first = error.errors()[0]
-    cause = first.get("ctx", {}).get("error")
-    if isinstance(cause, UsageError):
-        return cause
+    errors = error.errors()
+    for cause in (each.get("ctx", {}).get("error") for each in errors):
+        if isinstance(cause, UsageError):  # what is wrong says more than what is missing
+            return cause
+    first = errors[0]
     name = "--" + ".".join(str(part) for part in first["loc"]).replace("_", "-")
     if first["type"] == "missing":
         return UsageError(f"{name} is missing; see: qnas --help")

@@ -46,6 +46,7 @@ def merge(first: LatencyTable, second: LatencyTable) -> LatencyTable:
         {name: getattr(worse, name) for name in LatencyTable.model_fields}
         | {
             "rows": tuple(row(key) for key in sorted({*rows[0], *rows[1]})),
+            "offset_ms": (first.offset_ms + second.offset_ms) / 2,
             "created": max(first.created, second.created),
             "networks": first.networks + second.networks,
             "seconds": first.seconds + second.seconds,

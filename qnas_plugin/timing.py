@@ -131,7 +131,7 @@ def main(folder: Path) -> int:
                 model = loaded.get(i) or session(
                     request.models[i], request.threads, spinning=request.spinning, arena=request.arena
                 )
-                warm_up = 2 if i in loaded else 10
+                warm_up = 1 if i in loaded else 10
                 arrays[f"{i}.{turn}"], core_share[i, turn] = _undisturbed_turn(
                     model, feed(model, inputs), request, warm_up
                 )
@@ -155,7 +155,7 @@ def _undisturbed_turn(
         # A thread that may sleep leaves its core of its own accord.
         if best[1] >= _UNDISTURBED or (request.threads > 1 and not request.spinning):
             break
-        best = max(best, _turn(model, inputs, request, 2), key=lambda turn: turn[1])
+        best = max(best, _turn(model, inputs, request, 1), key=lambda turn: turn[1])
     return best
 
 
@@ -164,7 +164,7 @@ def _turn(
 ) -> tuple[npt.NDArray[np.float64], float]:
     """Milliseconds of each run, and the part of the time in which the main thread had its core."""
     begin, runs = time.perf_counter(), 0
-    while runs < 2 or (runs < warm_up and time.perf_counter() - begin < 0.2):
+    while runs < 1 or (runs < warm_up and time.perf_counter() - begin < 0.2):
         model.run(None, inputs)
         runs += 1
     times: list[int] = []

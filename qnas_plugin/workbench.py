@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -19,21 +19,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qnas_plugin import __version__, measure, ranges
+from qnas_plugin import __version__, batch_norm, measure, ranges
 from qnas_plugin.environment import detect
 from qnas_plugin.errors import OutputError
 from qnas_plugin.hardware import RuntimeSetting
 from qnas_plugin.materialize import Graph, subnet
-from qnas_plugin.network import Network
+from qnas_plugin.metrics import REFERENCE, Scorer, standard_error
+from qnas_plugin.outline import Outline
 from qnas_plugin.quantize import Calibrated, Quantized, calibrate
-from qnas_plugin.space import Candidate, Precision
+from qnas_plugin.space import Candidate
 from qnas_plugin.study import Evaluation
 from qnas_plugin.supernets import Cut
 from qnas_plugin.tasks import Batch, Inputs
 
 CALIBRATED_KEPT = 2
 """How many subnets with their ranges are kept in memory: neighbours in a search often share one."""
-
 
 SHARE = 2
 """Quantized weights of several subnets are kept in memory, up to the bytes of the supernet's FP32 weights over this."""
@@ -61,17 +61,19 @@ class Workbench:
         graph: The exported supernet.
         calibration: The data of the ranges, encoded.
         search: The data of the accuracy that steers the search; may be encoded at each access.
-        labels: Of these data, shape ``(n,)``.
+        scorer: Of these data.
         timing_inputs: What latencies are measured on.
         setting: What latencies are measured at.
+        judge: What gives the accuracy of a file in place of search data and scorer: a host's own evaluation.
     """
 
     graph: Graph
     calibration: Sequence[Batch]
     search: Sequence[Batch]
-    labels: npt.NDArray[np.int64]
+    scorer: Scorer
     timing_inputs: Inputs
     setting: RuntimeSetting
+    judge: Callable[[Path], float] | None = None
     _kept: OrderedDict[str, Calibrated] = field(default_factory=OrderedDict, init=False, repr=False)
     _quantized: Quantized = field(default_factory=dict, init=False, repr=False)
 
@@ -82,8 +84,10 @@ class Workbench:
     @cached_property
     def fingerprint(self) -> str:
         """Sixteen hexadecimal digits of the content."""
-        arrays = {"labels": self.labels} | dict(self.timing_inputs) | _named(self.search)
-        return _digest(f"{self._source} {self.setting}".encode(), arrays)[:16]
+        arrays = dict(self.timing_inputs) | _named(self.search)
+        if self.scorer.metric not in REFERENCE:  # what the FP32 model gives follows from the rest
+            arrays["labels"] = np.asarray(self.scorer.targets)
+        return _digest(f"{self._source} {self.setting} {self.scorer.metric}".encode(), arrays)[:16]
 
     @cached_property
     def _source(self) -> str:
@@ -92,8 +96,8 @@ class Workbench:
         graph = self.graph.model.SerializeToString(deterministic=True)
         return _digest(graph + repr(known).encode(), dict(self.graph.weights) | _named(self.calibration))
 
-    def build(self, job: Job, seconds: dict[str, float] | None = None, *, threads: int = 1) -> Network:
-        """The candidate's ONNX network, the same bytes each time.
+    def build(self, job: Job, seconds: dict[str, float] | None = None, *, threads: int = 1) -> Outline:
+        """The candidate's ONNX model, the same bytes each time.
 
         Args:
             job: The candidate.
@@ -105,11 +109,11 @@ class Workbench:
         """
         seconds = {} if seconds is None else seconds
         calibrated = self._calibrated(job, seconds, threads)
-        policy = {group: Precision(str(job.candidate[f"precision.{group}"])) for group in calibrated.groups}
+        policy = {group: str(job.candidate[f"precision.{group}"]) for group in calibrated.groups}
         with _stage("quantize", seconds):
-            network = calibrated.network(policy)
+            outline = calibrated.outline(policy)
             self._bound()
-        return network
+        return outline
 
     def evaluate(self, job: Job, folder: Path, *, threads: int) -> Evaluation:
         """Builds and measures a candidate: accuracy on the search part, latency, size. The file is left in ``folder``.
@@ -128,18 +132,23 @@ class Workbench:
         seconds: dict[str, float] = {}
         path = folder / "model.onnx"
         with measure.between_measurements() if job.latency is None else nullcontext():
-            network = self.build(job, seconds, threads=threads)
+            outline = self.build(job, seconds, threads=threads)
             with _stage("write", seconds):
-                write(path, network)
-            del network
+                write(path, outline)
+            del outline
             with _stage("accuracy", seconds):
-                predictions = measure.predict(path, self.search, threads=threads)
-        accuracy = measure.accuracy(predictions, self.labels)
+                scores = self.scores(path, threads=threads)
         with _stage("latency", seconds):
             latency_ms, spread_ms = job.latency or self._latency(path)
-        metrics = {"accuracy": accuracy, "latency_ms": latency_ms, "size_mb": path.stat().st_size / 1e6}
-        spread = {"accuracy": standard_error(accuracy, len(self.labels)), "latency_ms": spread_ms}
+        metrics = {"accuracy": float(scores.mean()), "latency_ms": latency_ms, "size_mb": path.stat().st_size / 1e6}
+        spread = {"accuracy": standard_error(scores), "latency_ms": spread_ms}
         return Evaluation(metrics, spread, seconds)
+
+    def scores(self, model: Path, *, threads: int) -> npt.NDArray[np.float64]:
+        """The score ``(n,)`` that an ONNX file gets for each example of the search part; what a judge gives is one."""
+        if self.judge is not None:
+            return np.array([self.judge(model)])
+        return measure.scores(model, self.search, self.scorer, threads=threads)
 
     def _latency(self, model: Path) -> tuple[float, float]:
         latency = measure.latency([model], self.timing_inputs, self.setting, rounds=3)[0]
@@ -147,19 +156,24 @@ class Workbench:
 
     def _calibrated(self, job: Job, seconds: dict[str, float], threads: int) -> Calibrated:
         groups = {group: nodes for group, nodes in self.graph.groups.items() if f"precision.{group}" in job.candidate}
-        cut = (job.cut.skipped, sorted(job.cut.widths.items()), sorted(groups))
+        cut = (job.cut.skipped, sorted(job.cut.widths.items()), sorted(job.cut.kernels.items()), sorted(groups))
         name = hashlib.sha256(repr((self._source, cut)).encode()).hexdigest()
         if name in self._kept:
             self._kept.move_to_end(name)
             return self._kept[name]
+        statistics = None
+        if batch_norm.needed(self.graph, job.cut):
+            with _stage("statistics", seconds):
+                statistics = batch_norm.estimate(self.graph, job.cut, self.calibration, threads=threads)
         with _stage("slice", seconds):
-            network = subnet(self.graph, job.cut)
+            model = subnet(self.graph, job.cut, statistics)
         with _stage("calibrate", seconds):
             known = ranges.load(name)
-            found = known or calibrate(network, groups, self.calibration, threads=threads).ranges
+            found = known or calibrate(model, groups, self.calibration, threads=threads).ranges
             if known is None:
                 ranges.store(name, found)
-            self._kept[name] = Calibrated(network, groups, found, self._quantized)
+        # Statistics of its own make the weights of a subnet differ from those of others.
+        self._kept[name] = Calibrated(model, groups, found, self._quantized if statistics is None else {})
         while len(self._kept) > CALIBRATED_KEPT:
             self._kept.popitem(last=False)
         return self._kept[name]
@@ -171,7 +185,7 @@ class Workbench:
             del self._quantized[next(iter(self._quantized))]
 
 
-def write(path: Path, network: Network) -> None:
+def write(path: Path, model: Outline) -> None:
     """Writes a file that nobody needs after a crash, so without waiting for the disk.
 
     Raises:
@@ -179,14 +193,9 @@ def write(path: Path, network: Network) -> None:
     """
     try:
         with path.open("wb") as file:
-            file.writelines(network.parts())
+            file.writelines(model.parts())
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror}") from error
-
-
-def standard_error(accuracy: float, count: int) -> float:
-    """Of a share of ``count`` examples."""
-    return float(np.sqrt(accuracy * (1 - accuracy) / count))
 
 
 def _named(batches: Sequence[Batch]) -> dict[str, npt.NDArray[Any]]:
@@ -201,7 +210,7 @@ def _digest(start: bytes, arrays: Mapping[str, npt.NDArray[Any]]) -> str:
     digest = hashlib.sha256(start)
     for name, array in arrays.items():
         digest.update(f"{name} {array.dtype.str} {array.shape} ".encode())
-        digest.update(np.ascontiguousarray(array).data)
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -17,6 +20,9 @@ from transformers import (
     ViTForImageClassification,
     ViTImageProcessor,
 )
+
+from qnas_plugin.supernets import mobilenet_v3, resnet50
+from tests.supernets import tiny_cnn
 
 # Whoever starts the suite in the background of a shell has it ignore Ctrl-C, and so all processes that it starts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -80,6 +86,47 @@ def vit_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ViTForImageClassification(config).save_pretrained(folder)
     ViTImageProcessor(
         do_resize=False, image_mean=[0.5], image_std=[0.5], size={"height": 8, "width": 8}
+    ).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def resnet50_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random ResNet of 2, 2, 3 and 2 blocks and up to 48 channels, for the digits."""
+    config = {"model_type": "resnet", "embedding_size": 16, "hidden_sizes": [32, 32, 48, 48], "depths": [2, 2, 3, 2]}
+    return _cnn_checkpoint(tmp_path_factory.mktemp("resnet50"), config, resnet50)
+
+
+@pytest.fixture(scope="session")
+def mobilenet_v3_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random MobileNetV3 of 5 stages with up to 2 blocks and 16 channels, for the digits."""
+    config = {"model_type": "mobilenet_v2", "widths": [8, 8, 8, 8, 16, 16, 16, 32, 48], "depths": [2, 2, 2, 2, 2]}
+    return _cnn_checkpoint(tmp_path_factory.mktemp("mobilenet_v3"), config, mobilenet_v3)
+
+
+@pytest.fixture(scope="session")
+def tiny_cnn_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The network of docs/add_a_supernet.md with random weights."""
+    return _cnn_checkpoint(tmp_path_factory.mktemp("tiny_cnn"), {"model_type": "resnet"}, tiny_cnn)
+
+
+def _cnn_checkpoint(folder: Path, config: dict[str, Any], family: Any) -> Path:
+    config |= {"num_channels": 1, "image_size": 8, "id2label": {str(i): str(i) for i in range(10)}, "stem_stride": 1}
+    (folder / "config.json").write_text(json.dumps(config))
+    model = family.load(str(folder)).model
+    torch.manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.running_mean, -0.5, 0.5)
+            torch.nn.init.uniform_(module.running_var, 0.5, 2)
+            torch.nn.init.uniform_(module.weight, 0.5, 2)
+            torch.nn.init.uniform_(module.bias, -0.5, 0.5)
+    for name, parameter in model.named_parameters():
+        if name.endswith("_matrix"):
+            torch.nn.init.normal_(parameter, std=0.3)
+    save_file(model.state_dict(), folder / "model.safetensors")
+    ViTImageProcessor(
+        do_resize=False, image_mean=[0.3], image_std=[0.38], size={"height": 8, "width": 8}
     ).save_pretrained(folder)
     return folder
 

@@ -12,16 +12,14 @@ from qnas_plugin.space import Candidate
 
 
 def test_compare_gives_ratios_and_the_exact_paired_test() -> None:
-    labels = np.zeros(20, dtype=np.int64)
-    mine, theirs = labels.copy(), labels.copy()
-    theirs[:6] = 1
-    mine[6:8] = 1
+    mine, theirs = np.ones(20), np.ones(20)
+    theirs[:6] = 0
+    mine[6:8] = 0
     got = compare(
         {"accuracy": 0.9, "latency_ms": 2.0, "size_mb": 5.0},
         {"accuracy": 0.7, "latency_ms": 5.0, "size_mb": 20.0},
         mine,
         theirs,
-        labels,
     )
     assert (got["latency_ratio"], got["size_ratio"], got["gained"], got["lost"]) == (2.5, 4.0, 6, 2)
     assert got["accuracy_difference"] == pytest.approx(0.2)
@@ -29,9 +27,9 @@ def test_compare_gives_ratios_and_the_exact_paired_test() -> None:
 
 
 def test_compare_finds_no_difference_when_predictions_are_equal() -> None:
-    labels = np.array([0, 1, 1])
+    scores = np.array([0, 1, 0.5])
     metrics = {"accuracy": 1.0, "latency_ms": 1.0, "size_mb": 1.0}
-    assert compare(metrics, metrics, labels, labels, labels)["p_value"] == 1.0
+    assert compare(metrics, metrics, scores, scores)["p_value"] == 1.0
 
 
 def member(name: str, accuracy: float, latency_ms: float, size_mb: float) -> Member:

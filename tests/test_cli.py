@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -112,6 +113,68 @@ def test_members_load_in_optimum_and_predict_the_same(tuned: Path, sentences: Pa
         assert np.mean(classes == np.array(labels, dtype=int)) == pytest.approx(row["report"]["accuracy"])
 
 
+@pytest.fixture(scope="module")
+def exported(bert_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as ``optimum-cli export onnx`` writes it: the model, its configuration and its tokenizer."""
+    import onnx
+    from transformers import BertForSequenceClassification
+
+    from qnas_plugin.materialize import export_module
+
+    folder = tmp_path_factory.mktemp("exported")
+    for path in bert_checkpoint.iterdir():
+        if path.suffix in (".json", ".txt"):
+            shutil.copy(path, folder)
+    model = BertForSequenceClassification.from_pretrained(bert_checkpoint, attn_implementation="eager")
+    ids = np.ones((2, 5), dtype=np.int64)
+    inputs = {"input_ids": ids, "attention_mask": ids, "token_type_ids": 0 * ids}
+    onnx.save(export_module(model, inputs), str(folder / "model.onnx"))
+    return folder
+
+
+@pytest.mark.parametrize("task", ["text_classification", "arrays"])
+def test_tune_takes_one_onnx_model(
+    task: str, exported: Path, sentences: Path, hardware: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Members load in Optimum, goes on where it was, and gives the same bytes again."""
+    from optimum.onnxruntime import ORTModelForSequenceClassification
+    from transformers import AutoTokenizer
+
+    data = sentences
+    if task == "arrays":
+        rng, data = np.random.default_rng(0), tmp_path / "data.npz"
+        ids = rng.integers(5, 20, (90, 7))
+        np.savez(data, input_ids=ids, attention_mask=np.ones_like(ids), token_type_ids=np.zeros_like(ids))
+    arguments = [
+        *("tune", "--model", exported / "model.onnx", "--task", task, "--data", data, "--hardware", hardware),
+        *("--seq-len", "16", "--search-samples", "40", "--calibration-samples", "8", "--population", "4"),
+        *("--precision", "int8", "--precision", "int8-asym", "--precision", "fp32", "--keep-fp32", "*classifier*"),
+        *("--group", "embeddings=*embeddings*", "--algorithm", "random", "--max-accuracy-drop", "1", "--out"),
+    ]
+    assert run(*arguments, tmp_path / "out", "--trials", "4") == 0
+    assert run(*arguments, tmp_path / "out", "--trials", "5") == 0
+    error = capsys.readouterr().err
+    assert "4 trials are stored already" in error
+    assert ("Only 40 examples steer the search" in error) == (task == "arrays")
+    record = json.loads((tmp_path / "out" / "pareto.json").read_text())
+    assert record["trials"] == {"complete": 5, "failed": 0}
+    assert record["data"]["metric"] == ("accuracy" if task == "text_classification" else "cosine")
+    assert [row["name"] for row in record["baselines"]] == ["largest-fp32", "largest-int8"]
+    fp32 = record["baselines"][0]
+    assert task == "text_classification" or fp32["report"]["accuracy"] == 1
+    assert set(fp32["candidate"]) >= {"precision.embeddings"}
+    assert not any("classifier" in name for name in fp32["candidate"])
+    for row in record["members"]:
+        folder = tmp_path / "out" / row["folder"]
+        model = ORTModelForSequenceClassification.from_pretrained(folder)
+        tokens = AutoTokenizer.from_pretrained(folder)(["good film", "bad plot"], return_tensors="pt")
+        assert model(**tokens).logits.shape == (2, 2)
+    row = record["members"][0]
+    assert run("export", "--study", tmp_path / "out", "--key", row["key"], "--out", tmp_path / "again") == 0
+    again = (tmp_path / "again" / "model.onnx").read_bytes()
+    assert again == (tmp_path / "out" / row["folder"] / "model.onnx").read_bytes()
+
+
 def test_export_gives_the_bytes_that_tune_wrote(tuned: Path, tmp_path: Path) -> None:
     record = json.loads((tuned / "pareto.json").read_text())
     row = record["members"][0]
@@ -187,7 +250,11 @@ def test_tune_names_the_nearest_member_when_nothing_keeps_a_limit(
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
-        (["tune", "--supernet", "brt"], 2, "unknown supernet 'brt'; did you mean 'bert'? have: bert, vit"),
+        (
+            ["tune", "--supernet", "brt"],
+            2,
+            "unknown supernet 'brt'; did you mean 'bert'? have: bert, mobilenet_v3, resnet50, vit",
+        ),
         (
             ["tune", "--supernet", "bert", "--checkpoint", "c", "--task", "text"],
             2,

@@ -6,10 +6,11 @@ import numpy as np
 import onnx
 import pytest
 
-from qnas_plugin import registry
+from qnas_plugin import measure, registry
 from qnas_plugin.errors import MaterializeError
 from qnas_plugin.evaluate import Evaluator
 from qnas_plugin.hardware import RuntimeSetting
+from qnas_plugin.metrics import Scorer
 from qnas_plugin.space import Precision
 from qnas_plugin.supernets import Elastic
 from qnas_plugin.tasks import SplitSizes
@@ -39,22 +40,22 @@ def test_evaluate_measures_the_file_that_it_leaves(evaluator: Evaluator, tmp_pat
     evaluation = evaluator.evaluate(candidate, tmp_path)
     assert set(evaluation.metrics) == {"accuracy", "latency_ms", "size_mb"}
     assert evaluation.metrics["size_mb"] == (tmp_path / "model.onnx").stat().st_size / 1e6
-    predictions = evaluator.predict(tmp_path / "model.onnx", evaluator.dataset.search)
-    assert evaluation.metrics["accuracy"] == np.mean(predictions == evaluator.dataset.search.labels)
+    scores = evaluator.scores(tmp_path / "model.onnx", "search")
+    assert len(scores) == len(evaluator.dataset.search)
+    assert evaluation.metrics["accuracy"] == np.mean(scores)
     assert set(evaluation.seconds) == {"slice", "calibrate", "quantize", "write", "accuracy", "latency"}
     assert evaluation.spread["latency_ms"] >= 0
 
 
-def test_predict_agrees_with_one_example_at_a_time(evaluator: Evaluator, tmp_path: Path) -> None:
+def test_scores_agree_with_one_example_at_a_time(evaluator: Evaluator, tmp_path: Path) -> None:
     """Batches by length are padded; one example alone is not."""
     space = evaluator.supernet.space
     model = evaluator.build(space.corner("largest", Precision.FP32))
     onnx.save(model, tmp_path / "model.onnx")
     examples = evaluator.dataset.report
-    together = evaluator.predict(tmp_path / "model.onnx", examples)
-    from qnas_plugin import measure
-
-    alone = measure.predict(tmp_path / "model.onnx", evaluator.processor.batches(examples.inputs, 1), threads=1)
+    together = evaluator.scores(tmp_path / "model.onnx", "report")
+    batches = evaluator.processor.batches(examples.inputs, 1)
+    alone = measure.scores(tmp_path / "model.onnx", batches, Scorer("accuracy", examples.labels), threads=1)
     np.testing.assert_array_equal(together, alone)
 
 
@@ -80,13 +81,13 @@ def test_build_quantizes_what_the_policy_says(evaluator: Evaluator) -> None:
     assert len([name for name in stored if name.endswith("_quantized")]) >= len(evaluator.supernet.groups)
 
 
-def test_check_catches_a_graph_that_differs_from_torch(evaluator: Evaluator) -> None:
+def test_check_catches_a_graph_that_differs_from_the_model(evaluator: Evaluator) -> None:
     candidate = evaluator.supernet.space.corner("largest", Precision.FP32)
     evaluator.check(candidate)
     bias = evaluator.supernet.model.classifier.bias.data
     bias[0] += 1
     try:
-        with pytest.raises(MaterializeError, match="differs from torch by 1"):
+        with pytest.raises(MaterializeError, match="differs by 1 from what the model gives"):
             evaluator.check(candidate)
     finally:
         bias[0] -= 1

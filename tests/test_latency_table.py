@@ -80,6 +80,7 @@ def table(rows: Mapping[str, float] | None = None, **changes: Any) -> LatencyTab
         "disturbance": 0.01,
         "problems": (),
         "fidelity": fidelity,
+        "offset_ms": 0.0,
         "tested": ((1.0, 1.01), (2.0, 1.98)),
         "rows": tuple(Row(key=key, ms=ms, spread_ms=0.01, networks=5, alone_ms=ms) for key, ms in rows.items()),
     }

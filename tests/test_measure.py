@@ -20,9 +20,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from qnas_plugin import measure, timing
 from qnas_plugin.environment import Core, cores
-from qnas_plugin.errors import HardwareError, MeasurementError
+from qnas_plugin.errors import HardwareError, MeasurementError, UsageError
 from qnas_plugin.hardware import RuntimeSetting
-from qnas_plugin.measure import accuracy, latency, predict, size_mb
+from qnas_plugin.measure import latency, scores, size_mb
+from qnas_plugin.metrics import Scorer
 from qnas_plugin.tasks import Batch
 
 SHORT = {"minimum_runs": 6, "minimum_seconds": 0.01, "rounds": 3}
@@ -51,6 +52,10 @@ def write_model(
     return path
 
 
+def labels(*values: int) -> Scorer:
+    return Scorer("accuracy", np.array(values))
+
+
 def batch(x: list[list[float]], positions: list[int]) -> Batch:
     return Batch({"x": np.array(x, dtype=np.float32), "unused": np.zeros(len(x))}, np.array(positions))
 
@@ -65,36 +70,35 @@ def inputs() -> dict[str, np.ndarray]:
     return {"x": np.ones((1, 3), dtype=np.float32), "unused": np.zeros(1)}
 
 
-def test_predict_gives_classes_in_the_order_of_the_data_set(model: Path) -> None:
+def test_scores_stand_in_the_order_of_the_data_set(model: Path) -> None:
     batches = [batch([[0, 0, 1], [1, 0, 0]], [2, 0]), batch([[0, 1, 0]], [1])]
-    assert predict(model, batches, threads=1).tolist() == [0, 1, 2]
+    assert scores(model, batches, labels(0, 1, 2), threads=1).tolist() == [1, 1, 1]
+    assert scores(model, batches, labels(0, 1, 1), threads=1).tolist() == [1, 1, 0]
 
 
-def test_predict_raises_when_logits_are_not_finite(model: Path) -> None:
+def test_scores_raises_when_logits_are_not_finite(model: Path) -> None:
     with pytest.raises(MeasurementError, match=r"'model\.onnx' gives logits that are not finite"):
-        predict(model, [batch([[0, np.nan, 1]], [0])], threads=1)
+        scores(model, [batch([[0, np.nan, 1]], [0])], labels(0), threads=1)
 
 
-def test_predict_raises_when_an_input_is_missing(model: Path) -> None:
+def test_scores_raises_when_an_input_is_missing(model: Path) -> None:
     with pytest.raises(MeasurementError, match="has an input 'x', given are: y"):
-        predict(model, [Batch({"y": np.ones((1, 3))}, np.array([0]))], threads=1)
+        scores(model, [Batch({"y": np.ones((1, 3))}, np.array([0]))], labels(0), threads=1)
 
 
-def test_predict_raises_when_logits_are_not_one_row_an_example(tmp_path: Path) -> None:
+def test_scores_raises_when_the_metric_does_not_fit_the_output(tmp_path: Path) -> None:
     model = write_model(tmp_path / "flat.onnx", np.ones(3, dtype=np.float32))
-    with pytest.raises(MeasurementError, match=r"logits of shape \(1,\) for 1 examples"):
-        predict(model, [batch([[1, 2, 3]], [0])], threads=1)
+    with pytest.raises(UsageError, match=r"'logits' has shape \(1,\); classes need"):
+        scores(model, [batch([[1, 2, 3]], [0])], labels(0), threads=1)
 
 
-@pytest.mark.parametrize("case", ["missing", "no onnx", "other output", "wrong type", "wrong shape", "in a kernel"])
-def test_predict_raises_one_line_and_logs_nothing_when_the_runtime_fails(
+@pytest.mark.parametrize("case", ["missing", "no onnx", "wrong type", "wrong shape", "in a kernel"])
+def test_scores_raises_one_line_and_logs_nothing_when_the_runtime_fails(
     case: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     path, wrong = tmp_path / "broken.onnx", batch([[1, 2, 3]], [0])
     if case == "no onnx":
         path.write_bytes(b"not a model")
-    elif case == "other output":
-        write_model(path, output="y")
     elif case == "wrong type":
         write_model(path)
         wrong = Batch({"x": np.ones((1, 3), dtype=np.int64)}, np.array([0]))
@@ -105,14 +109,10 @@ def test_predict_raises_one_line_and_logs_nothing_when_the_runtime_fails(
         write_model(path, node="Gather")
         wrong = Batch({"x": np.full((1, 3), 10**6)}, np.array([0]))
     with pytest.raises(MeasurementError, match=r"^cannot run 'broken\.onnx': \S") as error:
-        predict(path, [wrong], threads=1)
+        scores(path, [wrong], labels(0), threads=1)
     assert "\n" not in str(error.value)
     assert "[ONNXRuntimeError]" not in str(error.value)
     assert capfd.readouterr() == ("", "")
-
-
-def test_accuracy_is_the_part_that_is_right() -> None:
-    assert accuracy(np.array([0, 1, 2, 2]), np.array([0, 1, 1, 2])) == 0.75
 
 
 def test_size_mb_counts_files_with_weights(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, ViTConfig, ViTForImageClassification
 
 from qnas_plugin.errors import QuantizationError
-from qnas_plugin.network import Network
+from qnas_plugin.outline import Outline
 from qnas_plugin.quantize import Calibrated, Groups, calibrate, verify
 from qnas_plugin.space import Precision
 from qnas_plugin.tasks import Batch
@@ -218,7 +218,7 @@ def run(
 def with_observed_tables(calibrated: Calibrated, batches: list[Batch]) -> Calibrated:
     """The ranges that ``fit`` takes: what came out of a table, in place of what is in it."""
     ranges = dict(calibrated.ranges)
-    probe = Network.of(calibrated.model).whole()
+    probe = Outline.of(calibrated.model).whole()
     names = [node.output[0] for node in weighted_nodes(probe) if node.op_type == "Gather"]
     probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
     for i, name in enumerate(names):

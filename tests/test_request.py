@@ -24,6 +24,20 @@ def test_write_gives_a_file_that_builds_the_same_request(tmp_path: Path) -> None
     assert TuneRequest.build({}, tmp_path / "request.toml") == request
 
 
+def test_build_takes_a_model_in_place_of_a_supernet(tmp_path: Path) -> None:
+    given = {"model": "m.onnx", "data": "d", "out": "o"}
+    request = TuneRequest.build(given | {"group": ["head=*/head/*"]})
+    assert (request.task, request.against, request.source) == ("arrays", "fp32", "m.onnx")
+    assert request.precisions.groups == {"head": "*/head/*"}
+    request.write(tmp_path / "request.toml")
+    assert TuneRequest.build({}, tmp_path / "request.toml") == request
+    assert TuneRequest.build(given | {"against": "int8"}).reference == "largest-int8"
+    with pytest.raises(UsageError, match="--latency table is for supernets"):
+        TuneRequest.build(given | {"latency": "table"})
+    with pytest.raises(UsageError, match="cannot read the group 'head'"):
+        TuneRequest.build(given | {"group": ["head"]})
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -43,6 +57,11 @@ def test_write_gives_a_file_that_builds_the_same_request(tmp_path: Path) -> None
         ({"trials": 0}, r"--trials 0: .*greater than or equal to 1"),
         ({"trials": "many"}, r"--trials 'many': .*valid integer"),
         ({"checkpoint": None}, "--checkpoint is missing"),
+        ({"model": "m.onnx"}, "give --model, or --supernet and --checkpoint, not both"),
+        ({"group": ["a=b"]}, "--group is for --model"),
+        ({"precision": ["int8", "int4"]}, "unknown precision 'int4'"),
+        ({"precision": ["int8", "int8-asym"]}, "give fp32 and one or more others"),
+        ({"precision": ["fp32"]}, "give fp32 and one or more others"),
     ],
 )
 def test_build_names_what_is_wrong(options: dict[str, object], message: str) -> None:

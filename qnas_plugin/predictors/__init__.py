@@ -7,6 +7,7 @@ A predictor is a module of this folder (or of an entry point ``qnas_plugin.predi
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -15,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qnas_plugin import registry
-from qnas_plugin.space import Features
+from qnas_plugin.space import Features, Genes, SearchSpace
 
 FOLDS = 5
 
@@ -51,6 +52,22 @@ class Scale:
     def up(self, y: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """Standard values back to values."""
         return y * self.deviation + self.mean
+
+
+def features(space: SearchSpace, genes: Genes) -> Features:
+    """What predictors learn from: one-hot features ``(m, f)``, and their sums over variables that differ in a number.
+
+    ``layer.0.heads`` and ``layer.1.heads`` do: with their sum beside them, what all layers share is learned from few
+    rows, and what one layer has of its own is a correction.
+    """
+    one_hot = space.features(genes)
+    kinds = [
+        (re.sub(r"\d+", "*", variable.name), choice) for variable in space.variables for choice in variable.choices
+    ]
+    columns = {kind: i for i, kind in enumerate(dict.fromkeys(kinds))}
+    sums = np.zeros((one_hot.shape[1], len(columns)))
+    sums[np.arange(len(kinds)), [columns[kind] for kind in kinds]] = 1.0
+    return np.hstack([one_hot, one_hot @ sums[:, sums.sum(axis=0) > 1]])
 
 
 def choose(

@@ -107,11 +107,43 @@ def spread_genotypes(space: SearchSpace, count: int, rng: np.random.Generator) -
 
 def first_generation(space: SearchSpace, rng: np.random.Generator) -> Iterator[Genes]:
     """The four baselines (largest and smallest subnet, all FP32 and all INT8), then endless draws between them."""
+    yield from baselines(space)
+    while True:
+        yield from spread_genotypes(space, 64, rng)
+
+
+def stratified_start(space: SearchSpace, rng: np.random.Generator) -> Iterator[Genes]:
+    """The four baselines, then endless canonical genotypes ``(n,)`` that cover depth, size and share of FP32 evenly.
+
+    The levels follow an additive sequence of low discrepancy (Roberts
+    2018, "R2") from a random point: every beginning of it covers all of them about equally.
+    """
+    yield from baselines(space)
+    precision = np.array([variable.kind == "precision" for variable in space.variables])
+    columns = depths(space)
+    dimensions = 2 + len(columns)
+    root = 2.0
+    for _ in range(50):
+        root = (1 + root) ** (1 / (dimensions + 1))
+    steps = (1 / root) ** np.arange(1, dimensions + 1)
+    point = rng.random(dimensions)
+    while True:
+        point = np.remainder(point + steps, 1.0)
+        genes = rng.binomial(space.sizes - 1, np.where(precision, point[0], point[1]))
+        genes[columns] = (point[2:] * space.sizes[columns]).astype(np.int64)
+        yield space.canonical(genes[None])[0]
+
+
+def depths(space: SearchSpace) -> list[int]:
+    """The positions of the variables that others depend on."""
+    return sorted({space.index[variable.when.variable] for variable in space.variables if variable.when})
+
+
+def baselines(space: SearchSpace) -> Iterator[Genes]:
+    """The largest and the smallest subnet, all FP32 and all INT8."""
     for size in ("largest", "smallest"):
         for precision in (Precision.FP32, Precision.INT8):
             yield space.encode(space.corner(size, precision))
-    while True:
-        yield from spread_genotypes(space, 64, rng)
 
 
 def measured(problem: Problem, history: Sequence[Observation]) -> tuple[Genes, list[Mapping[str, float]]]:

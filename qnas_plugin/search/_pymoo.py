@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -17,11 +17,8 @@ from pymoo.core.termination import NoTermination
 from pymoo.operators.crossover.ux import UX
 from pymoo.problems.static import StaticProblem
 
-from qnas_plugin.objectives import Losses
+from qnas_plugin.search._evolution import Scores
 from qnas_plugin.space import Genes, SearchSpace
-
-Scores = tuple[Losses, npt.NDArray[np.float64]]
-"""Losses ``(m, k)`` and violations of the limits ``(m, c)`` of ``m`` genotypes."""
 
 
 def offspring(
@@ -37,27 +34,6 @@ def offspring(
     )
     while (children := evolution.ask()) is not None:
         yield from children.get("X")
-
-
-def minimise(
-    space: SearchSpace,
-    score: Callable[[Genes], Scores],
-    start: Genes,
-    *,
-    population: int,
-    generations: int,
-    rng: np.random.Generator,
-) -> Genes:
-    """The last population ``(p, n)`` of NSGA-II from a start population ``(m, n)`` of any size."""
-    evolution = _start(space, start, score(start), population, rng)
-    for _ in range(generations):
-        children = evolution.ask()
-        if children is None:
-            break
-        _evaluate(evolution.problem, children, score(children.get("X")))
-        evolution.tell(infills=children)
-    genes: Genes = evolution.pop.get("X")
-    return genes
 
 
 def _start(space: SearchSpace, genes: Genes, scores: Scores, population: int, rng: np.random.Generator) -> Any:

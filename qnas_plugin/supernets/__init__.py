@@ -2,9 +2,16 @@
 
 A supernet is a module of this folder (or of an entry point ``qnas_plugin.supernets``) with one function:
 
-    load(checkpoint: str, *, label_names: Sequence[str] | None = None, elastic: Elastic | None = None) -> Supernet
+    load(
+        checkpoint: str,
+        *,
+        label_names: Sequence[str] | None = None,
+        elastic: Elastic | None = None,
+        precisions: Precisions | None = None,
+    ) -> Supernet
 
-``checkpoint`` is a Hugging Face name or folder, or a folder that ``Supernet.save`` wrote.
+``checkpoint`` is a Hugging Face name or folder, or a folder that ``Supernet.save`` wrote. How one is made stands in
+``docs/add_a_supernet.md``.
 """
 
 from __future__ import annotations
@@ -24,6 +31,7 @@ if TYPE_CHECKING:
     import torch
 
     from qnas_plugin.hardware import RuntimeSetting
+    from qnas_plugin.materialize import Graph
 
 
 @dataclass(frozen=True)
@@ -31,14 +39,20 @@ class Elastic:
     """The choices of the elastic dimensions, smallest first; an empty one stands for the family's own.
 
     Args:
-        depth: Numbers of layers kept.
+        depth: Numbers of layers kept, in all or in a stage.
         heads: Numbers of attention heads kept in a layer.
         ffn: Widths of the feed-forward part of a layer.
+        kernel: Sizes of convolution kernels.
+        expand: Widths inside a block, relative to the block's own.
+        width: Widths of a stage, relative to the whole.
     """
 
     depth: tuple[int, ...] = ()
     heads: tuple[int, ...] = ()
     ffn: tuple[int, ...] = ()
+    kernel: tuple[int, ...] = ()
+    expand: tuple[float, ...] = ()
+    width: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -47,11 +61,14 @@ class Cut:
 
     Args:
         skipped: Paths of the blocks that pass their input through unchanged.
-        widths: Path of a linear layer to its ``(in_features, out_features)``: the first of each are kept.
+        widths: Path of a linear layer or convolution to the numbers of its inputs and outputs: the first of each are
+            kept, and so many of what normalises the outputs. Depthwise convolutions have as many of both.
+        kernels: Path of a convolution with elastic kernels to the size of its kernel.
     """
 
     skipped: tuple[str, ...]
     widths: Mapping[str, tuple[int, int]]
+    kernels: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -75,17 +92,58 @@ class Part:
     levels: tuple[str, ...] = ()
 
 
-class Supernet(Protocol):
-    """A model with shared weights, the space of its subnets, and the layers that its precision policy is about."""
-
-    @property
-    def model(self) -> torch.nn.Module:
-        """The Hugging Face model; computes what the last ``activate`` asked for."""
-        ...
+class Network(Protocol):
+    """What can be searched: a space, and the ONNX graph of which its candidates are cuts with a precision policy."""
 
     @property
     def space(self) -> SearchSpace:
         """Architecture variables first, then one precision variable for each group, named ``precision.<group>``."""
+        ...
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """Names in the order of the model's outputs; none where the model does not tell."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Twelve hexadecimal digits of the weights and the space."""
+        ...
+
+    def graph(self, inputs: Inputs) -> Graph:
+        """The graph of the whole network; the inputs only give names, types and ranks.
+
+        Raises:
+            MaterializeError: The graph has another form than expected.
+        """
+        ...
+
+    def outputs(self, cut: Cut, inputs: Inputs) -> Mapping[str, npt.NDArray[Any]]:
+        """What a cut gives for one batch, computed without that graph."""
+        ...
+
+    def cut(self, candidate: Candidate) -> Cut:
+        """What the candidate's subnet keeps."""
+        ...
+
+    def weight_mb(self, genes: Genes) -> npt.NDArray[np.float64]:
+        """Canonical genotypes ``(m, n)`` to the megabytes ``(m,)`` of their groups' weights; no graph overhead."""
+        ...
+
+    def config(self, candidate: Candidate) -> dict[str, Any]:
+        """What stands as ``config.json`` beside a candidate's ONNX file, for ``ORTModelFor...`` and pipelines.
+
+        Empty where there is no such file.
+        """
+        ...
+
+
+class Supernet(Network, Protocol):
+    """A torch model with shared weights, whose subnets are slices, and the layers that its policy is about."""
+
+    @property
+    def model(self) -> torch.nn.Module:
+        """Takes inputs by name and returns ``logits``, as Hugging Face models do; computes what was activated last."""
         ...
 
     @property
@@ -94,18 +152,8 @@ class Supernet(Protocol):
         ...
 
     @property
-    def label_names(self) -> tuple[str, ...]:
-        """Names in the order of the model's outputs."""
-        ...
-
-    @property
     def pretrained(self) -> bool:
         """Whether the weights came from a checkpoint; they are random where a folder has a configuration only."""
-        ...
-
-    @property
-    def fingerprint(self) -> str:
-        """Twelve hexadecimal digits of the weights and the space."""
         ...
 
     @property
@@ -126,43 +174,33 @@ class Supernet(Protocol):
         """
         ...
 
-    def cut(self, candidate: Candidate) -> Cut:
-        """What the candidate's subnet keeps."""
-        ...
-
     def activate(self, cut: Cut | None) -> None:
         """Makes ``model`` compute a subnet; None is the whole supernet."""
         ...
 
     def order(self, batches: Iterable[Batch]) -> None:
-        """Sorts heads and feed-forward units by importance on these data, so that the first k are the best k.
+        """Sorts heads, units or channels by importance on these data, so that the first k are the best k.
 
         The function that the whole supernet computes stays the same.
         """
         ...
 
-    def weight_mb(self, genes: Genes) -> npt.NDArray[np.float64]:
-        """Canonical genotypes ``(m, n)`` to the megabytes ``(m,)`` of their groups' weights; no graph overhead."""
-        ...
-
-    def config(self, candidate: Candidate) -> dict[str, Any]:
-        """What stands as ``config.json`` beside a candidate's ONNX file, for ``ORTModelFor...`` and pipelines."""
-        ...
-
     def save(self, folder: Path) -> None:
-        """Writes a checkpoint that ``load`` and plain Hugging Face ``from_pretrained`` both read."""
+        """Writes a checkpoint that ``load`` reads, and Hugging Face's ``from_pretrained`` where the class is theirs."""
         ...
 
 
-def check_labels(supernet: Supernet, label_names: Sequence[str], source: str) -> None:
-    """Checks that a checkpoint's classes are those of a data set.
+def check_labels(network: Network, label_names: Sequence[str], source: str) -> None:
+    """Checks that a model's classes are those of a data set, where both tell.
 
     Raises:
         CheckpointError: Their numbers or names differ.
     """
     from qnas_plugin.errors import CheckpointError
 
-    have = supernet.label_names
+    have = network.label_names
+    if not have or not label_names:
+        return
     if len(have) != len(label_names):
         raise CheckpointError(
             f"the checkpoint has {len(have)} classes ({', '.join(have[:5])}...) and {source} has {len(label_names)} "

@@ -23,13 +23,14 @@ from torch import nn
 from qnas_plugin.errors import CheckpointError, UsageError
 from qnas_plugin.files import write_json
 from qnas_plugin.hardware import RuntimeSetting
+from qnas_plugin.materialize import OUTPUT, Graph, export
+from qnas_plugin.precision import Precisions
 from qnas_plugin.space import Candidate, Condition, Genes, Precision, SearchSpace, Variable
-from qnas_plugin.supernets import Cut, Elastic, Part
+from qnas_plugin.supernets import Cut, Elastic, Part, Supernet
 from qnas_plugin.tasks import Batch, Inputs
 
 SUPERNET_FILE = "supernet.json"
 SCHEMA_VERSION = 1
-PRECISIONS = (Precision.INT8.value, Precision.FP32.value)
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ class EncoderSupernet:
         model: The whole model; its linear layers are replaced by elastic ones that share their weights.
         layout: Where its parts are.
         elastic: The choices; each must end with the size that the model has.
+        precisions: What the user says of the precision of groups.
         pretrained: Whether the weights are more than random numbers.
         training: What ``save`` records about how the weights came about.
     """
@@ -89,12 +91,14 @@ class EncoderSupernet:
         elastic: Elastic,
         *,
         pretrained: bool,
+        precisions: Precisions | None = None,
         training: Mapping[str, Any] | None = None,
     ) -> None:
         config: Any = model.config
         self.pretrained = pretrained
         self.model: Any = model
         self.layout = layout
+        self.precisions = precisions or Precisions()
         self.training = dict(training or {})
         self.layers = list(model.get_submodule(layout.layers).children())
         self.heads = int(config.num_attention_heads)
@@ -123,8 +127,11 @@ class EncoderSupernet:
             variables.append(Variable(f"layer.{i}.ffn", self.elastic.ffn, when=when))
         for i, when in enumerate(exists):
             for group in self.layout.linears:
-                variables.append(Variable(f"precision.layer.{i}.{group}", PRECISIONS, "precision", when))
-        variables.extend(Variable(f"precision.{group}", PRECISIONS, "precision") for group in self.layout.others)
+                choices = self.precisions.of(f"layer.{i}.{group}")
+                variables.append(Variable(f"precision.layer.{i}.{group}", choices, "precision", when))
+        variables.extend(
+            Variable(f"precision.{group}", self.precisions.of(group), "precision") for group in self.layout.others
+        )
         return SearchSpace(tuple(variables))
 
     @cached_property
@@ -169,11 +176,13 @@ class EncoderSupernet:
 
     @property
     def fingerprint(self) -> str:
-        digest = hashlib.sha256(self.space.fingerprint.encode())
-        for name, tensor in sorted(self.model.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()[:12]
+        return fingerprint(self.model, self.space)
+
+    def graph(self, inputs: Inputs) -> Graph:
+        return export(self, inputs)
+
+    def outputs(self, cut: Cut, inputs: Inputs) -> Mapping[str, npt.NDArray[Any]]:
+        return outputs(self, cut, inputs)
 
     def cut(self, candidate: Candidate) -> Cut:
         kept = kept_layers(len(self.layers), int(candidate["depth"]))
@@ -252,7 +261,7 @@ class EncoderSupernet:
             i = space.index[name]
             choices = np.array(space.variables[i].choices)
             if space.variables[i].kind == "precision":
-                choices = np.where(choices == Precision.INT8.value, 1, 4)
+                choices = np.where(choices == Precision.FP32.value, 4, 1)
             return np.asarray(choices[genes[:, i]] * active[:, i], dtype=np.float64)
 
         total = np.zeros(len(genes))
@@ -307,6 +316,25 @@ class EncoderSupernet:
                 attention.num_attention_heads, attention.all_head_size = count, size
 
 
+def fingerprint(model: nn.Module, space: SearchSpace) -> str:
+    """Twelve hexadecimal digits of the weights and the space."""
+    digest = hashlib.sha256(space.fingerprint.encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:12]
+
+
+@torch.no_grad()
+def outputs(supernet: Supernet, cut: Cut, inputs: Inputs) -> Mapping[str, npt.NDArray[Any]]:
+    """What torch computes of a subnet for one batch."""
+    supernet.activate(cut)
+    tensors = {name: torch.as_tensor(array) for name, array in inputs.items()}
+    values = {OUTPUT: supernet.model(**tensors).logits.numpy()}
+    supernet.activate(None)
+    return values
+
+
 def kept_layers(layers: int, depth: int) -> tuple[int, ...]:
     """Which layers a subnet of this depth keeps: the first and the last always, the others thinned out evenly.
 
@@ -342,24 +370,23 @@ def read_record(checkpoint: str, family: str) -> dict[str, Any] | None:
 
 
 def load_encoder(
-    auto_class: Any,
-    model_types: Sequence[str],
-    layout: Layout,
+    layouts: Mapping[str, tuple[Any, Layout]],
     checkpoint: str,
     label_names: Sequence[str] | None,
     default: Callable[[int, int, int], Elastic],
     elastic: Elastic | None,
+    precisions: Precisions | None,
 ) -> EncoderSupernet:
     """Loads a Hugging Face checkpoint, or one that ``EncoderSupernet.save`` wrote, as a supernet.
 
     Args:
-        auto_class: The class whose ``from_pretrained`` builds the model with its head.
-        model_types: The values of ``model_type`` that the layout fits.
-        layout: Where the parts are.
+        layouts: A ``model_type`` to the class whose ``from_pretrained`` builds the model with its head, and to where
+            the parts are.
         checkpoint: A name or a folder; a folder with a configuration and no weights gives random ones.
         label_names: For a checkpoint without a trained head: the classes that a new one is for.
         default: Number of layers, heads and feed-forward width to the choices of a checkpoint that records none.
         elastic: Choices asked for; they replace the recorded ones.
+        precisions: What the user says of the precision of groups.
 
     Raises:
         CheckpointError: There is no such checkpoint, or it is damaged or of another model type.
@@ -367,7 +394,8 @@ def load_encoder(
     """
     from transformers import AutoConfig
 
-    record = read_record(checkpoint, layout.family)
+    family = next(layout.family for _, layout in layouts.values())
+    record = read_record(checkpoint, family)
     folder = Path(checkpoint)
     options: dict[str, Any] = {"attn_implementation": "eager"}
     if label_names is not None and record is None:
@@ -380,31 +408,46 @@ def load_encoder(
     try:
         with quiet_transformers(), seeded(0):
             config = AutoConfig.from_pretrained(checkpoint)
-            if config.model_type not in model_types:
+            if config.model_type not in layouts:
                 raise CheckpointError(
-                    f"{checkpoint} is a '{config.model_type}' model; the supernet '{layout.family}' takes "
-                    f"{', '.join(model_types)}"
+                    f"{checkpoint} is a '{config.model_type}' model; the supernet '{family}' takes {', '.join(layouts)}"
                 )
+            model_class, layout = layouts[config.model_type]
             pretrained = not folder.is_dir() or any(
                 [*folder.glob("*.safetensors*"), *folder.glob("pytorch_model*.bin*")]
             )
             if pretrained:
-                model = auto_class.from_pretrained(checkpoint, **options)
+                model = model_class.from_pretrained(checkpoint, **options)
             else:
                 config = AutoConfig.from_pretrained(checkpoint, **options)
-                model = auto_class._from_config(config, attn_implementation="eager")
+                model = model_class._from_config(config, attn_implementation="eager")
     except (OSError, ValueError, RuntimeError) as error:
         if isinstance(error, CheckpointError):
             raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         missing = "" if folder.exists() else "there is no such folder, and as a Hugging Face name: "
         raise CheckpointError(f"cannot load the checkpoint '{checkpoint}': {missing}{reason}") from error
-    size = (config.num_hidden_layers, config.num_attention_heads, config.intermediate_size)
+    try:
+        ffn = int(model.get_submodule(f"{layout.layers}.0.{layout.linears['intermediate']}").out_features)
+    except AttributeError as error:
+        raise CheckpointError(
+            f"the layers of '{checkpoint}' are of a kind that '{family}' does not have: {error}"
+        ) from None
+    size = (config.num_hidden_layers, config.num_attention_heads, ffn)
     chosen = record["elastic"] if record else default(*size)
     if elastic is not None:
         chosen = replace(chosen, **{name: choices for name, choices in asdict(elastic).items() if choices})
     training = record["training"] if record else None
-    return EncoderSupernet(model.float().eval(), layout, chosen, pretrained=pretrained, training=training)
+    supernet = EncoderSupernet(
+        model.float().eval(),
+        layout,
+        chosen,
+        precisions=precisions,
+        pretrained=pretrained,
+        training=training,
+    )
+    supernet.precisions.check(tuple(supernet.groups))
+    return supernet
 
 
 @contextmanager
@@ -438,6 +481,9 @@ def scaled(largest: int, fractions: Sequence[float], multiple: int = 1) -> tuple
 
 
 def _complete(elastic: Elastic, **largest: int) -> Elastic:
+    for name, choices in asdict(elastic).items():
+        if choices and name not in largest:
+            raise UsageError(f"an encoder has no elastic {name}; it has: {', '.join(largest)}")
     for name, size in largest.items():
         choices = getattr(elastic, name) or (size,)
         if list(choices) != sorted(set(choices)) or choices[0] < 1 or choices[-1] != size:

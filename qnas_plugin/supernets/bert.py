@@ -9,6 +9,7 @@ import numpy as np
 
 from qnas_plugin.errors import UsageError
 from qnas_plugin.hardware import RuntimeSetting
+from qnas_plugin.precision import Precisions
 from qnas_plugin.supernets import Elastic
 from qnas_plugin.supernets._encoder import EncoderSupernet, Layout, load_encoder, scaled
 from qnas_plugin.tasks import Inputs
@@ -67,11 +68,14 @@ def default_elastic(layers: int, heads: int, ffn: int) -> Elastic:
 
 
 def load(
-    checkpoint: str, *, label_names: Sequence[str] | None = None, elastic: Elastic | None = None
+    checkpoint: str,
+    *,
+    label_names: Sequence[str] | None = None,
+    elastic: Elastic | None = None,
+    precisions: Precisions | None = None,
 ) -> EncoderSupernet:
     """See ``qnas_plugin.supernets``."""
     from transformers import BertForSequenceClassification
 
-    return load_encoder(
-        BertForSequenceClassification, ("bert",), LAYOUT, checkpoint, label_names, default_elastic, elastic
-    )
+    layouts = {"bert": (BertForSequenceClassification, LAYOUT)}
+    return load_encoder(layouts, checkpoint, label_names, default_elastic, elastic, precisions)

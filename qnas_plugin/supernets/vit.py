@@ -1,14 +1,18 @@
-"""Vision transformers for image classification (ViT, DeiT): elastic depth, heads and feed-forward widths."""
+"""Vision transformers for image classification (ViT, DeiT, DINOv2): elastic depth, heads and feed-forward widths."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import MethodType
 from typing import Any
 
 import numpy as np
+import torch
+from torch import nn
 
 from qnas_plugin.errors import UsageError
 from qnas_plugin.hardware import RuntimeSetting
+from qnas_plugin.precision import Precisions
 from qnas_plugin.supernets import Elastic
 from qnas_plugin.supernets._encoder import EncoderSupernet, Layout, load_encoder, scaled
 from qnas_plugin.tasks import Inputs
@@ -23,25 +27,27 @@ def example(config: Any, setting: RuntimeSetting) -> Inputs:
     return {"pixel_values": np.random.default_rng(0).standard_normal(shape, dtype=np.float32)}
 
 
-LAYOUT = Layout(
-    family="vit",
-    layers="vit.encoder.layer",
-    attention="attention.attention",
-    linears={
-        "query": "attention.attention.query",
-        "key": "attention.attention.key",
-        "value": "attention.attention.value",
-        "attention_output": "attention.output.dense",
-        "intermediate": "intermediate.dense",
-        "output": "output.dense",
-    },
-    others={
-        "classifier": ("classifier",),
-        "embeddings": ("vit.embeddings.patch_embeddings.projection",),
-    },
-    shape={"channels": "num_channels", "patch": "patch_size"},
-    example=example,
-)
+def layout(model: str, intermediate: str = "intermediate.dense", output: str = "output.dense") -> Layout:
+    """Where a class whose encoder has this name keeps its parts, which differ in the feed-forward part alone."""
+    return Layout(
+        family="vit",
+        layers=f"{model}.encoder.layer",
+        attention="attention.attention",
+        linears={
+            "query": "attention.attention.query",
+            "key": "attention.attention.key",
+            "value": "attention.attention.value",
+            "attention_output": "attention.output.dense",
+            "intermediate": intermediate,
+            "output": output,
+        },
+        others={
+            "classifier": ("classifier",),
+            "embeddings": (f"{model}.embeddings.patch_embeddings.projection",),
+        },
+        shape={"channels": "num_channels", "model": "model_type", "patch": "patch_size"},
+        example=example,
+    )
 
 
 def default_elastic(layers: int, heads: int, ffn: int) -> Elastic:
@@ -57,9 +63,53 @@ def default_elastic(layers: int, heads: int, ffn: int) -> Elastic:
 
 
 def load(
-    checkpoint: str, *, label_names: Sequence[str] | None = None, elastic: Elastic | None = None
+    checkpoint: str,
+    *,
+    label_names: Sequence[str] | None = None,
+    elastic: Elastic | None = None,
+    precisions: Precisions | None = None,
 ) -> EncoderSupernet:
     """See ``qnas_plugin.supernets``."""
-    from transformers import ViTForImageClassification
+    from transformers import DeiTForImageClassification, Dinov2ForImageClassification, ViTForImageClassification
 
-    return load_encoder(ViTForImageClassification, ("vit",), LAYOUT, checkpoint, label_names, default_elastic, elastic)
+    layouts = {
+        "vit": (ViTForImageClassification, layout("vit")),
+        "deit": (DeiTForImageClassification, layout("deit")),
+        "dinov2": (Dinov2ForImageClassification, layout("dinov2", "mlp.fc1", "mlp.fc2")),
+    }
+    supernet = load_encoder(layouts, checkpoint, label_names, default_elastic, elastic, precisions)
+    if supernet.model.config.model_type == "dinov2":
+        _fix_positions(supernet.model, image_size(checkpoint) or supernet.model.config.image_size)
+    return supernet
+
+
+def image_size(checkpoint: str) -> int | None:
+    """The size of the images that a checkpoint's image processor gives; None without one."""
+    from transformers import AutoImageProcessor
+
+    try:
+        processor = AutoImageProcessor.from_pretrained(checkpoint, use_fast=False)
+    except (OSError, ValueError, TypeError, KeyError, ImportError):
+        return None
+    cropped = getattr(processor, "do_center_crop", False)
+    size = dict((processor.crop_size if cropped else processor.size) or {})
+    return size.get("height", size.get("shortest_edge"))
+
+
+@torch.no_grad()
+def _fix_positions(model: Any, size: int) -> None:
+    """Makes the position embeddings of a DINOv2 model those of one image size.
+
+    The class of Transformers 4.57 stretches those of its training (37x37 patches) in every run and, when it is traced,
+    even to their own size. Done once here, with the same result, it is no part of the graph.
+    """
+    config, embeddings = model.config, model.dinov2.embeddings
+    blank = torch.zeros(1, (size // config.patch_size) ** 2 + 1, config.hidden_size)
+    embeddings.position_embeddings = nn.Parameter(embeddings.interpolate_pos_encoding(blank, size, size).clone())
+    embeddings.interpolate_pos_encoding = MethodType(_positions, embeddings)
+    config.image_size = size
+
+
+def _positions(embeddings: Any, *_: Any) -> torch.Tensor:
+    positions: torch.Tensor = embeddings.position_embeddings
+    return positions

@@ -36,10 +36,13 @@ class Batch:
 
 @dataclass(frozen=True)
 class Examples:
-    """Raw examples (texts, or images as ``uint8`` arrays ``(h, w, c)``) and their labels, shape ``(n,)``."""
+    """Raw examples and their labels, shape ``(n,)``.
+
+    An example is a text, an image as a ``uint8`` array ``(h, w, c)``, or arrays by the name of the model's input.
+    """
 
     inputs: Sequence[Any]
-    labels: npt.NDArray[np.int64]
+    labels: npt.NDArray[Any]
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -72,7 +75,7 @@ class Dataset:
         search: Part of the training data, for the accuracy that steers the search.
         report: The official validation or test split, for the verified results only.
         label_names: Names in the order of the label numbers.
-        metric: The name of the metric; higher is better, in [0, 1].
+        metric: The name of the metric, see ``qnas_plugin.metrics``.
         fingerprint: Twelve hexadecimal digits of the content of all four parts.
         source: Where the data came from, for people.
     """
@@ -97,13 +100,25 @@ class Processor(Protocol):
         """
         ...
 
-    def timing_inputs(self, batch_size: int, sequence_length: int | None) -> Inputs:
-        """Inputs of the exact shape that a latency is measured at, without padding; the same each time."""
+    def timing_inputs(self, batch_size: int, sequence_length: int | None, examples: Sequence[Any] = ()) -> Inputs:
+        """Inputs of the exact shape that a latency is measured at, without padding; the same each time.
+
+        Args:
+            batch_size: Examples a run.
+            sequence_length: Of texts.
+            examples: Some of the data, where nothing else tells shapes and values.
+        """
         ...
 
     def save(self, folder: Path) -> None:
         """Writes the tokenizer or image processor files that Hugging Face loads beside a model."""
         ...
+
+
+def checkpoint_folder(checkpoint: str) -> str:
+    """Where a checkpoint's tokenizer or image processor is: beside a model file, else the folder or name itself."""
+    path = Path(checkpoint)
+    return str(path.parent) if path.is_file() else checkpoint
 
 
 Item = TypeVar("Item")
@@ -142,7 +157,7 @@ class Pool:
     """Examples before the split: items, labels ``(n,)``, and the `content_key` of each item."""
 
     items: Sequence[Any]
-    labels: npt.NDArray[np.int64]
+    labels: npt.NDArray[Any]
     keys: Sequence[bytes]
 
     def __len__(self) -> int:
@@ -168,7 +183,7 @@ class Pool:
             What was split off, one example of each content, and the examples of all other contents.
         """
         first: dict[bytes, int] = {}
-        for i in sorted(range(len(self)), key=lambda i: (self.keys[i], self.labels[i])):
+        for i in sorted(range(len(self)), key=lambda i: (self.keys[i], self.labels[i].tolist())):
             first.setdefault(self.keys[i], i)
         limit = max(1, len(first) // one_in)
         part = self.take(list(first.values())[: limit if size is None else min(size, limit)])

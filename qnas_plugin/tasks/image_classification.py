@@ -38,6 +38,7 @@ from qnas_plugin.tasks import (
     Pool,
     SplitSizes,
     assemble,
+    checkpoint_folder,
     content_key,
     held_out_and_report,
     reason,
@@ -85,7 +86,7 @@ def processor(checkpoint: str, *, max_length: int | None = None) -> ImageProcess
 
     try:
         # The fast processors of transformers 4.57 need torchvision.
-        loaded = AutoImageProcessor.from_pretrained(checkpoint, use_fast=False)
+        loaded = AutoImageProcessor.from_pretrained(checkpoint_folder(checkpoint), use_fast=False)
     except (OSError, ValueError, TypeError, KeyError, ImportError) as error:
         raise CheckpointError(
             f"no usable image processor in '{checkpoint}': {reason(error)}; save one there as preprocessor_config.json "
@@ -106,7 +107,7 @@ class ImageProcessor:
         chunks = np.split(positions, range(batch_size, len(inputs), batch_size)) if len(inputs) else []
         return OnAccess(chunks, partial(self._batch, inputs))
 
-    def timing_inputs(self, batch_size: int, sequence_length: int | None) -> Inputs:
+    def timing_inputs(self, batch_size: int, sequence_length: int | None, examples: Sequence[Any] = ()) -> Inputs:
         """Noise of the shape that the image processor gives; ``sequence_length`` means nothing here."""
         size = self.image_processor.size
         edge = size.get("shortest_edge", 224)

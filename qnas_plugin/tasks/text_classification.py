@@ -34,6 +34,7 @@ from qnas_plugin.tasks import (
     Pool,
     SplitSizes,
     assemble,
+    checkpoint_folder,
     content_key,
     held_out_and_report,
     reason,
@@ -88,7 +89,7 @@ def processor(checkpoint: str, *, max_length: int | None = None) -> TextProcesso
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint_folder(checkpoint))
     except Exception as error:  # tokenizers 0.22 raises a bare Exception for a malformed tokenizer.json
         raise CheckpointError(
             f"no usable tokenizer in '{checkpoint}': {reason(error)}; save one there with tokenizer.save_pretrained"
@@ -121,7 +122,7 @@ class TextProcessor:
             for chunk in np.split(order, range(batch_size, len(order), batch_size))
         ]
 
-    def timing_inputs(self, batch_size: int, sequence_length: int | None) -> Inputs:
+    def timing_inputs(self, batch_size: int, sequence_length: int | None, examples: Sequence[Any] = ()) -> Inputs:
         """Full sequences ``(batch_size, sequence_length)`` of ordinary tokens between the special ones.
 
         Args:

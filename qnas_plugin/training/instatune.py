@@ -5,8 +5,9 @@ learning from S and both, when there is one, from a strong teacher T:
 
     a (CE(S) + CE(S_i)) + (1 - a) (g KL(S, T) + (1 - g) KL(S_i, S) + g KL(S_i, T)),   g = 1 with a teacher, else 0
 
-Differs: heads and feed-forward units are sorted by importance before the first step, and the smallest subnet can be
-trained in each step too (the sandwich rule of Yu and Huang 2019).
+Differs: heads, units and channels are sorted by importance before the first step; the smallest subnet can be trained in
+each step too (the sandwich rule of Yu and Huang 2019); and subnets can become smaller step by step (progressive
+shrinking, Cai et al. 2020, here in all dimensions at once).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -43,6 +44,8 @@ class Settings:
         weight_decay: Of AdamW.
         warmup: The share of all steps in which the learning rate rises.
         subnets: What is trained in each step beside the whole supernet; ``none`` is plain fine-tuning.
+        shrinking: The share of all steps over which choices become allowed, from the largest to the smallest; 0 allows
+            all from the start.
         task_weight: The share a of cross-entropy in the loss; distillation has the rest.
         bfloat16: Whether matrix products run in bfloat16.
         seed: Of the data order, the subnets and dropout.
@@ -54,6 +57,7 @@ class Settings:
     weight_decay: float = 0.01
     warmup: float = 0.06
     subnets: Literal["none", "random", "sandwich"] = "random"
+    shrinking: float = 0.0
     task_weight: float = 0.3
     bfloat16: bool = False
     seed: int = 0
@@ -139,7 +143,8 @@ def train(
             for number in range(first, steps_an_epoch):
                 batch = batches[(number * size + rank) % len(batches)]
                 torch.manual_seed((settings.seed * total + done) * size + rank)
-                loss = _step(supernet, model, teacher, accelerator, batch, dataset.train.labels, settings, done)
+                cuts = _subnets(supernet, settings, done, total)
+                loss = _step(supernet, model, teacher, accelerator, batch, dataset.train.labels, settings, cuts)
                 accelerator.clip_grad_norm_(model.parameters(), 1.0)
                 optimizer.step()
                 schedule.step()
@@ -152,6 +157,7 @@ def train(
                 if interrupted.is_set():
                     raise KeyboardInterrupt
     supernet.activate(None)
+    _estimate_statistics(supernet.model, _shuffled(dataset.train, processor, settings, epoch=-1, limit=64))
     supernet.model.to("cpu").eval()
     return bool(accelerator.is_main_process)
 
@@ -176,14 +182,29 @@ def finish(out: Path) -> None:
 
 
 @torch.no_grad()
-def accuracy(supernet: Supernet, cut: Cut | None, examples: Examples, processor: Processor) -> float:
-    """The share of examples that a subnet, in torch and FP32, classifies right; None is the whole supernet."""
+def accuracy(
+    supernet: Supernet,
+    cut: Cut | None,
+    examples: Examples,
+    processor: Processor,
+    *,
+    statistics: Examples | None = None,
+) -> float:
+    """The share of examples that a subnet, in torch and FP32, classifies right; None is the whole supernet.
+
+    Statistics of BatchNorms are estimated anew on the examples given for it, and restored.
+    """
     supernet.activate(cut)
+    before = {name: buffer.clone() for name, buffer in supernet.model.named_buffers()}
+    if statistics is not None:
+        _estimate_statistics(supernet.model, processor.batches(statistics.inputs, 64))
     supernet.model.eval()
     right = 0
     for batch in processor.batches(examples.inputs, 64):
         logits = supernet.model(**_tensors(batch, torch.device("cpu"))).logits
         right += int((logits.argmax(-1).numpy() == examples.labels[batch.positions]).sum())
+    for name, buffer in supernet.model.named_buffers():
+        buffer.copy_(before[name])
     supernet.activate(None)
     return right / len(examples)
 
@@ -196,9 +217,9 @@ def _step(
     batch: Batch,
     all_labels: Any,
     settings: Settings,
-    done: int,
+    subnets: Sequence[Cut],
 ) -> float:
-    """Adds the gradients of one batch; the loss of the whole supernet."""
+    """Adds the gradients of one batch to the whole supernet and some subnets; the loss of the whole supernet."""
     model.train()
     inputs = _tensors(batch, accelerator.device)
     labels = torch.as_tensor(all_labels[batch.positions], device=accelerator.device)
@@ -224,21 +245,41 @@ def _step(
     supernet.activate(None)
     whole = forward(model)
     loss = learn(whole, target)
-    rng = np.random.default_rng([settings.seed, done])
-    for subnet in _subnets(supernet, settings.subnets, rng):
+    for subnet in subnets:
         supernet.activate(subnet)
         learn(forward(model), whole.detach() if target is None else target)
     return loss
 
 
-def _subnets(supernet: Supernet, which: str, rng: np.random.Generator) -> list[Cut]:
-    space = supernet.space
-    cuts = []
-    if which in ("random", "sandwich"):
-        cuts.append(supernet.cut(space.decode(space.sample(1, rng)[0])))
-    if which == "sandwich":
-        cuts.append(supernet.cut(space.corner("smallest", Precision.FP32)))
-    return cuts
+def _subnets(supernet: Supernet, settings: Settings, done: int, total: int) -> list[Cut]:
+    """What a step trains beside the whole supernet; in the first step after ``done``, of ``total``."""
+    space, rng = supernet.space, np.random.default_rng([settings.seed, done])
+    genes = []
+    if settings.subnets in ("random", "sandwich"):
+        genes.append(space.sample(1, rng)[0])
+    if settings.subnets == "sandwich":
+        genes.append(space.encode(space.corner("smallest", Precision.FP32)))
+    allowed = min(1.0, done / (settings.shrinking * total)) if settings.shrinking else 1.0
+    smallest = np.floor((1 - allowed) * space.sizes).clip(max=space.sizes - 1).astype(np.int64)
+    return [supernet.cut(space.decode(np.maximum(own, smallest))) for own in genes]
+
+
+@torch.no_grad()
+def _estimate_statistics(model: nn.Module, batches: Iterable[Batch]) -> None:
+    """Gives BatchNorms the average of the batches' statistics, in place of those left by all networks trained."""
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    if not norms:
+        return
+    device = next(model.parameters()).device
+    momenta = [norm.momentum for norm in norms]
+    model.train()
+    for count, batch in enumerate(batches, start=1):
+        for norm in norms:
+            norm.momentum = 1 / count
+        model(**_tensors(batch, device))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    model.eval()
 
 
 def _divergence(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

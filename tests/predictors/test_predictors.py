@@ -5,7 +5,9 @@ import pytest
 from scipy.stats import kendalltau
 
 from qnas_plugin import registry
-from qnas_plugin.predictors import Predictor, choose
+from qnas_plugin.predictors import Predictor, choose, features
+from qnas_plugin.predictors._curve import LEAST_UNSEEN, curve
+from tests.search.test_algorithms import WIDE
 from tests.test_space import bert_base_sst2_quantized
 
 PREDICTORS = registry.names("predictors")
@@ -88,3 +90,34 @@ def test_choose_gives_the_first_and_zero_when_all_values_are_equal() -> None:
     predictor, tau = choose(["svr", "ridge"], X, np.full(20, 0.5), np.random.default_rng(0))
     assert type(predictor).__module__ == "qnas_plugin.predictors.svr"
     assert tau == 0
+
+
+def test_features_add_sums_of_variables_that_differ_in_a_number() -> None:
+    genes = WIDE.sample(50, np.random.default_rng(0))
+    one_hot = WIDE.features(genes)
+    X = features(WIDE, genes)
+    assert (X[:, : one_hot.shape[1]] == one_hot).all()
+    sums = X[:, one_hot.shape[1] :]
+    assert sums.shape[1] == 3 + 2  # widths and precisions; there is one depth
+    active = WIDE.active(genes)
+    for row, exists, counts in zip(genes, active, sums, strict=True):
+        names = [
+            variable.name.partition("_")[0] if there else ""
+            for variable, there in zip(WIDE.variables, exists, strict=True)
+        ]
+        widths = [row[i] for i, name in enumerate(names) if name == "width"]
+        layers = [row[i] for i, name in enumerate(names) if name == "layer"]
+        assert counts.tolist() == [*np.bincount(widths, minlength=3), *np.bincount(layers, minlength=2)]
+
+
+def test_curve_tells_a_good_predictor_from_a_constant() -> None:
+    X, y = sampled(120, seed=0)
+    noise = np.random.default_rng(1).permutation(y)
+    points = list(curve(["ridge"], X, y, (20, 50, 100, 101), np.random.default_rng(0)))
+    assert [point.rows for point in points] == [20, 50, 120 - LEAST_UNSEEN]
+    assert points[0].tau < points[-1].tau > 0.5
+    assert points[-1].error < 0.8 * points[-1].constant
+    (random,) = curve(["ridge"], X, noise, (100,), np.random.default_rng(0))
+    assert abs(random.tau) < 0.25
+    assert random.error > 0.9 * random.constant
+    assert random.mape < 0.02  # although nothing was learned

@@ -34,6 +34,7 @@ def layered_space(layers: int) -> SearchSpace:
 def _short_inner_search(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linas, "INNER_POPULATION", 50)
     monkeypatch.setattr(linas, "INNER_GENERATIONS", 10)
+    monkeypatch.setattr(linas, "BATCHES", 2)
 
 
 TINY = layered_space(2)  # 6 + 36 networks
@@ -109,7 +110,7 @@ def test_ask_goes_on_as_the_uninterrupted_run_when_resumed(name: str, stop: int)
 def test_ask_is_the_same_whatever_the_hash_seed(name: str) -> None:
     program = (
         "from tests.search.test_algorithms import *\n"
-        "linas.INNER_POPULATION, linas.INNER_GENERATIONS = 50, 10\n"
+        "linas.INNER_POPULATION, linas.INNER_GENERATIONS, linas.BATCHES = 50, 10, 2\n"
         f"print([candidate.key for candidate in run(create({name!r}, two), {2 * POPULATION + 2})])"
     )
     outputs = {

@@ -1,25 +1,114 @@
+from itertools import islice
+from unittest.mock import patch
+
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as stn
 
-from qnas_plugin.search._generations import every_genotype, first_generation, spread_genotypes
-from qnas_plugin.search.linas import farthest_first
-from qnas_plugin.space import SearchSpace
+from qnas_plugin.objectives import Limit, hypervolume
+from qnas_plugin.search import Problem, linas
+from qnas_plugin.search._generations import every_genotype, first_generation, spread_genotypes, stratified_start
+from qnas_plugin.search.linas import most_gain_first
+from qnas_plugin.space import Genes, SearchSpace
+from tests.search.test_algorithms import WIDE, create, metrics_of, run
 from tests.test_space import bert_base_sst2_quantized, spaces
 
+GRID = st.integers(-4, 4).map(float)
 
-@given(stn.arrays(float, st.tuples(st.integers(0, 12), st.integers(2, 3)), elements=st.integers(-5, 5).map(float)))
-def test_farthest_first_equals_brute_force(points: np.ndarray) -> None:
-    order = farthest_first(points)
+
+@given(
+    stn.arrays(float, st.tuples(st.integers(0, 8), st.just(2)), elements=GRID),
+    stn.arrays(float, st.tuples(st.integers(1, 5), st.just(2)), elements=GRID),
+)
+def test_most_gain_first_equals_brute_force(points: np.ndarray, known: np.ndarray) -> None:
+    order = list(most_gain_first((points, np.zeros((len(points), 0))), (known, np.zeros((len(known), 0)))))
     assert sorted(order) == list(range(len(points)))
-    if len(points):
-        span = np.ptp(points, axis=0)
-        scaled = points / np.where(span > 0, span, 1)
-        assert points[order[0], 0] == points[:, 0].min()
-        for i in range(1, len(order)):
-            gaps = {j: min(np.linalg.norm(scaled[j] - scaled[k]) for k in order[:i]) for j in order[i:]}
-            assert np.isclose(gaps[order[i]], max(gaps.values()))
+    everything = np.concatenate([known, points])
+    span = np.where(np.ptp(everything, axis=0) > 0, np.ptp(everything, axis=0), 1)
+    reference = everything.min(axis=0) + 1.1 * span
+    front = known
+    for n, i in enumerate(order):
+        volumes = {j: hypervolume(np.vstack([front, points[j]]), reference) for j in order[n:]}
+        assert np.isclose(volumes[i], max(volumes.values()))
+        front = np.vstack([front, points[i]])
+
+
+def test_most_gain_first_keeps_limits_before_all_else() -> None:
+    points = np.array([[0.0, 0.0], [5.0, 5.0], [4.0, 6.0], [1.0, 1.0]])
+    excess = np.array([[0.5], [0.0], [0.0], [0.2]])
+    known = np.array([[2.0, 2.0], [6.0, 6.0]]), np.array([[0.3], [0.0]])
+    assert list(most_gain_first((points, excess), known)) == [1, 2, 3, 0]
+
+
+def test_inner_search_reaches_the_front_that_a_weight_sweep_finds() -> None:
+    """Ridge is additive at each depth, so that its supported front follows exactly from all mixes of the losses."""
+    space, rng = bert_base_sst2_quantized(), np.random.default_rng(0)
+    worth, cost = rng.normal(size=(2, space.features(space.sample(1, rng)).shape[1]))
+
+    def latency(genes: Genes) -> np.ndarray:
+        return space.features(genes) @ np.abs(cost)
+
+    problem = Problem(space, ("accuracy", "latency_ms"), exact={"latency_ms": latency})
+    genes = stratified(space, 100)
+    accuracy = space.features(genes) @ worth + 0.1 * rng.normal(size=len(genes))
+    metrics = [{"accuracy": a, "latency_ms": b} for a, b in zip(accuracy, latency(genes), strict=True)]
+    with patch.object(linas, "PREDICTORS", ("ridge",)):
+        model = linas.Model.fitted(problem, genes, metrics, rng)
+    found, truth = model(linas.inner_search(model, genes, rng))[0], model(weight_sweep(model, 64))[0]
+    reference = np.concatenate([found, truth]).max(axis=0)
+    assert hypervolume(found, reference) >= 0.98 * hypervolume(truth, reference)
+
+
+def weight_sweep(model: linas.Model, mixes: int) -> Genes:
+    """For each depth and mix of the losses, the best network: each gene alone, as nothing interacts."""
+    space = model.problem.space
+    base = np.zeros((len(space.variables[0].choices), len(space)), dtype=np.int64)
+    base[:, 0] = np.arange(len(base))
+    best = []
+    for start in base:
+        options = np.repeat(start[None], int(space.sizes[1:].max()) * (len(space) - 1), axis=0)
+        rows = np.arange(len(options)).reshape(len(space) - 1, -1)
+        for column in range(1, len(space)):
+            options[rows[column - 1], column] = np.minimum(np.arange(rows.shape[1]), space.sizes[column] - 1)
+        effects = (model(options)[0] - model(start[None])[0]).reshape(*rows.shape, 2)
+        effects /= np.abs(effects).max(axis=(0, 1))
+        for mix in (1 - np.cos(np.linspace(0, np.pi, mixes))) / 2:
+            best.append(start.copy())
+            best[-1][1:] = np.minimum((effects @ [mix, 1 - mix]).argmin(axis=1), space.sizes[1:] - 1)
+    return np.array(best)
+
+
+def stratified(space: SearchSpace, count: int) -> Genes:
+    return np.array(list(islice(stratified_start(space, np.random.default_rng(0)), count)))
+
+
+def test_stratified_start_covers_depth_and_precision_evenly() -> None:
+    space = bert_base_sst2_quantized()
+    genes = stratified(space, 4 + 28)[4:]
+    depths = np.bincount(genes[:, 0], minlength=7)
+    assert depths.min() >= 3
+    assert depths.max() <= 5
+    precision = np.array([variable.kind == "precision" for variable in space.variables])
+    active = space.active(genes) & precision
+    shares = (genes * active).sum(axis=1) / active.sum(axis=1)
+    assert np.histogram(shares, bins=4, range=(0, 1))[0].min() >= 5
+    assert (space.canonical(genes) == genes).all()
+
+
+@pytest.mark.parametrize("unmet", [False, True], ids=["feasible", "infeasible"])
+def test_limits_steer_what_is_measured(unmet: bool) -> None:
+    """A feasible problem is searched inside its limits; an infeasible one ends with what violates least."""
+    limit = Limit("latency_ms", "<=", 1.0 if unmet else 4.0)
+    problem = Problem(WIDE, ("accuracy", "latency_ms"), limits=(limit,))
+    asked = run(create("linas", problem), 60)[30:]
+    found = [metrics_of(candidate) for candidate in asked]
+    if unmet:
+        least = min(metrics_of(WIDE.decode(genes))["latency_ms"] for genes in stratified(WIDE, 500))
+        assert np.median([metrics["latency_ms"] for metrics in found]) < 1.5 * least
+    else:
+        assert np.mean([limit.violation(metrics) == 0 for metrics in found]) > 0.8
 
 
 @given(spaces())

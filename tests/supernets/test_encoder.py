@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 from transformers import BertConfig, BertForSequenceClassification
 
-from qnas_plugin.supernets import bert, vit
+from qnas_plugin.errors import UsageError
+from qnas_plugin.supernets import Elastic, bert, vit
 from qnas_plugin.supernets._encoder import EncoderSupernet, kept_layers
 
 
@@ -41,3 +43,8 @@ def test_space_has_the_published_size_for_bert_base() -> None:
     assert len(precisions) == 74 + 1
     # DyNAS-T counts 10^36.07 genotypes with 74 groups; the embeddings are one binary group more.
     assert math.log10(supernet.space.genotypes) == pytest.approx(36.07 + math.log10(2), abs=0.01)
+
+
+def test_load_refuses_one_layer(bert_checkpoint: Path) -> None:
+    with pytest.raises(UsageError, match="smallest depth is 2"):
+        bert.load(str(bert_checkpoint), elastic=Elastic(depth=(1, 4)))

@@ -13,7 +13,8 @@ from qnas_plugin.errors import CheckpointError
 from qnas_plugin.space import Precision
 from qnas_plugin.supernets import Elastic, Supernet
 from qnas_plugin.tasks import Dataset, Processor, SplitSizes
-from qnas_plugin.training.instatune import RESUME_FILE, Settings, Step, accuracy, finish, train
+from qnas_plugin.training.instatune import RESUME_FILE, Settings, Step, _subnets, accuracy, finish, train
+from tests.supernets import tiny_cnn
 
 SETTINGS = Settings(epochs=2, batch_size=16, learning_rate=1e-3, subnets="sandwich")
 
@@ -130,6 +131,39 @@ def test_train_distils_from_a_teacher(
     settings = Settings(epochs=24, batch_size=16, learning_rate=1e-3, task_weight=0.0)
     train(supernet, dataset, processor, settings, tmp_path, teacher=teacher)
     assert agreement() > 0.8
+
+
+def test_train_teaches_a_convolutional_supernet(tiny_cnn_checkpoint: Path, tmp_path: Path) -> None:
+    supernet: Supernet = tiny_cnn.load(str(tiny_cnn_checkpoint), elastic=Elastic(depth=(1, 3), expand=(1, 4)))
+    images: Dataset = registry.load("tasks", "image_classification").load(
+        "digits", sizes=SplitSizes(calibration=128, search=200, report=200)
+    )
+    encode: Processor = registry.load("tasks", "image_classification").processor(str(tiny_cnn_checkpoint))
+    settings = Settings(epochs=6, batch_size=64, learning_rate=5e-3, subnets="sandwich", shrinking=0.5)
+    train(supernet, images, encode, settings, tmp_path)
+    assert accuracy(supernet, None, images.report, encode) > 0.85
+    smallest = supernet.cut(supernet.space.corner("smallest", Precision.FP32))
+    state = weights(supernet)
+    own = accuracy(supernet, smallest, images.report, encode, statistics=images.calibration)
+    assert own > 0.8
+    assert own > accuracy(supernet, smallest, images.report, encode)
+    for name, tensor in weights(supernet).items():
+        torch.testing.assert_close(tensor, state[name], rtol=0, atol=0, msg=name)
+
+
+def test_subnets_shrink_step_by_step(supernet: Supernet) -> None:
+    settings = Settings(subnets="sandwich", shrinking=0.5)
+    whole = supernet.cut(supernet.space.corner("largest", Precision.FP32))
+    smallest = supernet.cut(supernet.space.corner("smallest", Precision.FP32))
+    sizes = []
+    for done in range(100):
+        cuts = _subnets(supernet, settings, done, 100)
+        assert len(cuts) == 2
+        sizes.append(sum(inputs * outputs for inputs, outputs in cuts[1].widths.values()))
+    assert _subnets(supernet, settings, 0, 100) == [whole, whole]
+    assert cuts[1] == smallest
+    assert sizes == sorted(sizes, reverse=True)
+    assert len(set(sizes)) == 3
 
 
 def test_accuracy_is_the_share_of_right_predictions(supernet: Supernet, dataset: Dataset, processor: Processor) -> None:

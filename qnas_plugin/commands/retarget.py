@@ -10,15 +10,18 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from qnas_plugin import hardware, latency_table, predictors, registry
+from qnas_plugin import latency_table, predictors, registry
+from qnas_plugin.commands.tune import load, load_network
 from qnas_plugin.errors import CandidateError, StudyError, UsageError
 from qnas_plugin.evaluate import Evaluator
 from qnas_plugin.files import make_folder, write_json
+from qnas_plugin.hardware import detect, load_profile, match
 from qnas_plugin.latency_table import Estimator
 from qnas_plugin.objectives import losses, non_dominated
 from qnas_plugin.request import TuneRequest
@@ -27,7 +30,9 @@ from qnas_plugin.search.linas import PREDICTORS, predicted_front
 from qnas_plugin.space import Candidate, Genes
 from qnas_plugin.study import Study, stored_identity
 from qnas_plugin.supernets import Supernet
-from qnas_plugin.tune import load
+
+if TYPE_CHECKING:
+    import pandas
 
 SCHEMA_VERSION = 1
 
@@ -59,52 +64,65 @@ class Retargeted:
     members: tuple[Member, ...]
     record: Mapping[str, Any]
 
+    def to_dataframe(self) -> pandas.DataFrame:
+        """One row for each member, by key: its metrics, and whether its accuracy was measured."""
+        import pandas
+
+        rows = [
+            {"key": member.candidate.key, **member.metrics, "accuracy_source": member.accuracy}
+            for member in self.members
+        ]
+        return pandas.DataFrame(rows).set_index("key")
+
 
 def retarget(
-    study: Path,
-    sku: str,
+    study: Path | str,
+    hardware: str,
     *,
     threads: int | None = None,
     batch: int | None = None,
     seq_len: int | None = None,
-    table: Path | None = None,
+    table: Path | str | None = None,
     insist: bool = False,
     evaluate: int = 0,
     seed: int = 0,
-    out: Path | None = None,
+    out: Path | str | None = None,
     on_stage: Callable[[str], None] = lambda text: None,
 ) -> Retargeted:
     """Finds the Pareto set of another SKU or setting and writes ``retarget.json`` and a file for each candidate.
 
     Args:
         study: The folder that ``tune`` wrote.
-        sku: A hardware profile, or ``auto``.
+        hardware: A hardware profile, or ``auto``.
         threads, batch, seq_len: Replace the profile's runtime setting; None keeps it.
         table: A file instead of the table that is found.
         insist: Whether to take a table that does not fit; the result says so.
         evaluate: New accuracy evaluations to spend.
         seed: Of the search on predictions.
-        out: The folder for the result; None is ``retarget/<sku>`` in the study.
+        out: The folder for the result; None is ``retarget/<hardware>`` in the study.
         on_stage: Is told what begins.
 
     Raises:
         QnasError: The study or the table cannot be used.
     """
     began = time.monotonic()
+    study = Path(study)
     if not (study / "request.toml").is_file():
         raise UsageError(f"{study} is no folder that qnas tune wrote: it has no request.toml")
     request = TuneRequest.build({}, study / "request.toml")
     if "latency_ms" not in request.objectives:
         raise UsageError(f"{study} was not searched for latency, but for {', '.join(request.objectives)}")
-    profile = hardware.match(hardware.detect()) if sku == "auto" else hardware.load_profile(sku)
+    profile = match(detect()) if hardware == "auto" else load_profile(hardware)
     on_stage("Loading the supernet, the table and the stored trials")
-    supernet: Supernet = registry.load("supernets", request.supernet).load(request.checkpoint)
+    if request.supernet is None:
+        raise UsageError(f"{study} searched one ONNX model; latency tables, which retarget takes, are of supernets")
+    supernet: Supernet = load_network(request)
     length = seq_len or request.seq_len or request.max_length
     asked = {"threads": threads, "batch_size": batch, "sequence_length": length}
     setting = profile.runtime.model_copy(update={name: value for name, value in asked.items() if value is not None})
     setting = latency_table.setting_of(supernet.example(setting), setting)
     about = (request.supernet, supernet.shape, profile.name, setting)
-    used = latency_table.load(table) if table else latency_table.find(*about)
+    used = latency_table.load(Path(table)) if table else latency_table.find(*about)
     against = latency_table.check(used, *about)
     latency_table.accept(used, against, insist=insist)
     known = _Known(supernet, request, Estimator(used, supernet), seed)
@@ -118,7 +136,7 @@ def retarget(
         evaluator = load(request).evaluator()
         failed = known.evaluate(evaluator, chosen)
         members = known.pareto_set()
-    folder = out or study / "retarget" / profile.name
+    folder = Path(out) if out else study / "retarget" / profile.name
     record = {
         "schema_version": SCHEMA_VERSION,
         "study": study.name,
@@ -163,8 +181,11 @@ class _Known:
         self.supernet, self.request, self.estimator, self.seed = supernet, request, estimator, seed
         self.genes: list[Genes] = []
         self.metrics: list[Mapping[str, float]] = []
-        self.stored = 0
-        exact: dict[str, ExactMetric] = {"latency_ms": estimator, "size_mb": supernet.weight_mb}
+        self.stored, self.overhead_mb = 0, 0.0
+        exact: dict[str, ExactMetric] = {
+            "latency_ms": estimator,
+            "size_mb": lambda genes: supernet.weight_mb(genes) + self.overhead_mb,
+        }
         self.problem = Problem(supernet.space, request.objectives, request.parsed_limits, exact=exact)
 
     def read(self, folder: Path) -> None:
@@ -185,6 +206,8 @@ class _Known:
         self.stored = len(self.metrics)
         if self.stored < 3:
             raise StudyError(f"{folder} has {self.stored} finished trials, at least 3 are needed; run qnas tune longer")
+        files_mb = np.array([row["size_mb"] for row in self.metrics])
+        self.overhead_mb = float(np.median(files_mb - self.supernet.weight_mb(np.array(self.genes))))
 
     def pareto_set(self) -> tuple[Member, ...]:
         """Best of what was measured and what is predicted, fastest first."""
@@ -232,7 +255,7 @@ class _Known:
 
     def _predictions(self, genes: Genes, rng: np.random.Generator) -> list[Any]:
         """Accuracies by the predictor that ranks best, and by each one."""
-        features = self.supernet.space.features
+        features = partial(predictors.features, self.supernet.space)
         X, y = features(np.array(self.genes)), np.array([row["accuracy"] for row in self.metrics])
         best, _ = predictors.choose(PREDICTORS, X, y, rng)
         results = [best.predict(features(genes))]

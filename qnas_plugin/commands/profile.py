@@ -1,7 +1,8 @@
 """Makes a latency table on this machine: parts timed alone, whole networks timed in context, rows fitted and tested.
 
-Networks are timed in groups, each in a process of its own and in interleaved rounds, with one network that is in all
-groups. What was measured is kept in a file beside the table, so that a stopped run goes on and a longer one adds to it.
+Networks are timed in batches, each in a process of its own and in interleaved rounds of short turns; in each pass over
+them batches are other ones. What was measured is kept in a file beside the table, so that a stopped run goes on and a
+longer one adds to it.
 """
 
 from __future__ import annotations
@@ -27,27 +28,29 @@ from qnas_plugin.isolate import build, isolate
 from qnas_plugin.latency_fit import Fit, Floats, design, errors, fit
 from qnas_plugin.latency_table import Fidelity, LatencyTable, Row, setting_of, table_name, write
 from qnas_plugin.materialize import Graph, export
-from qnas_plugin.measured import Arrays, Measured, Purpose, append, disagreement, resume
+from qnas_plugin.measured import Measured, Networks, Purpose, append, joined, resume, steady
 from qnas_plugin.request import ProfileRequest, parse_duration
-from qnas_plugin.space import Genes, Precision, unique_rows
+from qnas_plugin.space import Genes, unique_rows
 from qnas_plugin.supernets import Supernet
 from qnas_plugin.tasks import Inputs
 
-ROUNDS, ATTEMPTS, RESTLESS = 6, 3, 0.02
-"""Rounds of a network; how often it may get as many again, and from which disagreement on it does."""
+FITTED, HELD_OUT = 80, 60
+"""Networks that rows are fitted to, and tested on."""
 
-SECONDS = 0.9
-"""Time of a network over all rounds."""
+BATCH_MB = 4000
+"""Megabytes of weights that a batch of networks would have if all were the largest."""
 
-GROUP = 9
-"""Networks in a group, beside the reference."""
-HELD_OUT = 60
-"""Networks that rows are tested on; when there are so many, the rest of the time goes to the fit."""
-MINIMUM = 3
-"""Groups without which there is no table."""
+PASSES, MINIMUM = 4, 2
+"""How often a budget should be enough to time each network, and how often it is timed at least."""
+
+RUNS, TURN, ROUNDS = 3, 0.015, (6, 100)
+"""Least timed runs of a network's turn, and least seconds; least and most rounds of a visit."""
+
+SECONDS_ALONE = 0.15
+"""Time of a part alone."""
 
 MAX_NOISE, MAX_DRIFT, MIN_CORE_SHARE = 0.03, 0.08, 0.95
-"""What a machine that is measured on should keep: repetition, the reference's range, time that it had for itself."""
+"""What a machine that is measured on should keep: repetition, range of its speed, time that it had for itself."""
 
 
 @dataclass(frozen=True)
@@ -55,12 +58,12 @@ class Progress:
     """Where a profile stands.
 
     Args:
-        networks: Networks timed.
+        visits: Batches of networks timed.
         seconds: Time used.
         budget: Time allowed.
     """
 
-    networks: int
+    visits: int
     seconds: float
     budget: float
 
@@ -117,20 +120,23 @@ def profile(
     work = request.out / sku.name / f"{name}.measured.jsonl"
     measured = resume(work, identity)
     if measured.timings:
-        on_stage(f"Going on after {len(measured.timings)} networks of an earlier run")
+        on_stage(f"Going on after {measured.visits} batches of networks that an earlier run timed")
     bench = Bench(supernet, export(supernet, inputs), inputs, setting)
     if not measured.alone:
         on_stage("Timing the parts alone")
         append(work, measured, bench.alone)
     on_stage("Timing whole networks")
     budget = parse_duration(request.budget)
-    for group in islice(bench.groups(request.seed), measured.groups, None):
-        on_progress(Progress(len(measured.timings), measured.seconds, budget))
-        pace = measured.seconds / (measured.groups + 1)
-        if measured.seconds + pace > budget and measured.groups >= MINIMUM:
+    networks = bench.networks(request.seed)
+    batches = bench.batches(networks, request.seed)
+    least, own = MINIMUM * bench.batches_a_pass, budget / (PASSES * bench.batches_a_pass)
+    for batch in islice(batches, measured.visits, None):
+        on_progress(Progress(measured.visits, measured.seconds, budget))
+        pace = measured.seconds / (measured.visits + 1)
+        if measured.seconds + pace > budget and measured.visits >= least:
             break
-        append(work, measured, lambda group=group: bench.time(group))  # type: ignore[misc]
-    on_progress(Progress(len(measured.timings), budget, budget))
+        append(work, measured, lambda batch=batch: bench.visit(batch, measured.alone, own))  # type: ignore[misc]
+    on_progress(Progress(measured.visits, budget, budget))
     on_stage("Fitting rows and testing them")
     table = conclude(request.supernet, supernet, sku, setting, measured, wrong)
     return table, write(table, request.out)
@@ -155,63 +161,81 @@ class Bench:
                 path.write_bytes(part.model.SerializeToString())
             inputs = {name: array for part in alone for name, array in part.inputs.items()}
             latencies = measure.latency(
-                paths, inputs, self.setting, minimum_runs=20, minimum_seconds=SECONDS / 6, rounds=2
+                paths, inputs, self.setting, minimum_runs=20, minimum_seconds=SECONDS_ALONE, rounds=2
             )
         times = {str(part.key): latency.median for part, latency in zip(alone, latencies, strict=True)}
         return {"alone": {str(key): times.get(str(key), 0.0) for key in parts.keys}}
 
-    def groups(self, seed: int) -> Iterator[list[tuple[Purpose, Genes]]]:
-        """The networks of each group, without end: half to fit and half to test, then all to fit."""
+    @property
+    def batches_a_pass(self) -> int:
+        """How many batches all networks are timed in."""
+        megabytes = sum(4e-6 * parameter.numel() for parameter in self.supernet.model.parameters())
+        return -(-(FITTED + HELD_OUT) // max(4, int(BATCH_MB / megabytes)))
+
+    def networks(self, seed: int) -> list[tuple[Purpose, Genes]]:
+        """Those to test on, uniformly random, and those to fit to, designed; none is twice there."""
         space, rng = self.supernet.space, np.random.default_rng(seed)
         tests = space.sample(10 * HELD_OUT, rng)
         tests = tests[unique_rows(tests)][:HELD_OUT]
-        designed = design(_decomposition(self.supernet, "half-block"), 1000, rng)
-        designed = designed[~(designed[:, None] == tests).all(axis=2).any(axis=1)]
-        to_fit, to_test, again = iter(designed), iter(tests), iter(tests)
+        designed = design(_decomposition(self.supernet, "half-block"), FITTED + HELD_OUT, rng)
+        designed = designed[~(designed[:, None] == tests).all(axis=2).any(axis=1)][:FITTED]
+        return [*(("fit", genes) for genes in designed), *(("test", genes) for genes in tests)]
+
+    def batches(self, networks: Sequence[tuple[Purpose, Genes]], seed: int) -> Iterator[list[tuple[Purpose, Genes]]]:
+        """The networks of each visit, without end: in each pass all of them, with other companions.
+
+        The largest in INT8, which the fitted networks begin with, is in each batch, so that batches of one pass can be
+        compared.
+        """
+        reference, others = networks[0], networks[1:]
         for number in count():
-            group: list[tuple[Purpose, Genes]] = [("test", genes) for genes in islice(to_test, GROUP // 2)]
-            if number:
-                group += [("repeat", genes) for genes in islice(again, 1)]
-            group += [("fit", genes) for genes in islice(to_fit, GROUP - len(group))]
-            if not any(purpose == "fit" for purpose, _ in group):
-                return
-            yield group
+            order = np.random.default_rng((seed, number)).permutation(len(others))
+            for indices in np.array_split(order, self.batches_a_pass):
+                yield [reference, *(others[i] for i in indices)]
 
-    def time(self, group: list[tuple[Purpose, Genes]]) -> dict[str, Any]:
-        """The line of a group of networks and the reference, which is the largest in INT8."""
-        space = self.supernet.space
-        group = [("reference", space.encode(space.corner("largest", Precision.INT8))), *group]
-        candidates = [space.decode(genes) for _, genes in group]
+    def visit(
+        self, batch: Sequence[tuple[Purpose, Genes]], alone: Mapping[str, float], seconds: float
+    ) -> dict[str, Any]:
+        """The line of a batch of networks.
+
+        Args:
+            batch: Purposes and canonical genotypes.
+            alone: Milliseconds of each part's key; they say how many rounds there is time for.
+            seconds: How long it should take, building the networks included.
+        """
+        began, space, fine = time.monotonic(), self.supernet.space, _decomposition(self.supernet, "linear")
+        counts = fine.counts(np.array([genes for _, genes in batch]))
+        typical = counts @ [alone[str(key)] for key in fine.keys] / 1e3
+        a_round = float(np.maximum((RUNS + 1) * typical, TURN + typical).sum())
         with tempfile.TemporaryDirectory(prefix="qnas-") as name:
-            paths = [Path(name) / f"{i}.onnx" for i in range(len(candidates))]
-            for path, candidate in zip(paths, candidates, strict=True):
-                path.write_bytes(build(self.graph, self.supernet, candidate).SerializeToString())
-            timed = zip(group, *self._settled(paths), strict=True)
-        return {
-            "networks": [
-                {"purpose": purpose, "genes": genes.tolist(), "rounds": rounds, "core_share": core_share}
-                for (purpose, genes), rounds, core_share in timed
-            ]
-        }
-
-    def _settled(self, paths: Sequence[Path]) -> tuple[list[list[float]], list[float]]:
-        """Medians of the rounds of each model, and its core share; models whose rounds disagree get more of them."""
-        rounds: list[list[float]] = [[] for _ in paths]
-        core_shares = [0.0] * len(paths)
-        for _ in range(ATTEMPTS):
-            again = [i for i, own in enumerate(rounds) if not own or disagreement(own) > RESTLESS]
+            paths = [Path(name) / f"{i}.onnx" for i in range(len(batch))]
+            for path, (_, genes) in zip(paths, batch, strict=True):
+                path.write_bytes(build(self.graph, self.supernet, space.decode(genes)).SerializeToString())
+            left = seconds - 1.5 * (time.monotonic() - began)  # loading takes about half as long as building
+            rounds = int(np.clip(left / a_round, *ROUNDS))
             latencies = measure.latency(
-                [paths[i] for i in again],
+                paths,
                 self.inputs,
                 self.setting,
-                minimum_runs=4 * ROUNDS,
-                minimum_seconds=SECONDS,
-                rounds=ROUNDS,
+                minimum_runs=RUNS * rounds,
+                minimum_seconds=TURN * rounds,
+                rounds=rounds,
             )
-            for i, latency in zip(again, latencies, strict=True):
-                rounds[i] += latency.round_medians
-                core_shares[i] = max(core_shares[i], latency.core_share)
-        return rounds, core_shares
+        times, spreads = steady(np.array([latency.round_medians for latency in latencies]))
+        return {
+            "networks": [
+                {
+                    "purpose": purpose,
+                    "genes": genes.tolist(),
+                    "ms": ms,
+                    "spread": spread,
+                    "core_share": latency.core_share,
+                }
+                for (purpose, genes), ms, spread, latency in zip(
+                    batch, times.tolist(), spreads.tolist(), latencies, strict=True
+                )
+            ]
+        }
 
 
 def conclude(
@@ -224,36 +248,31 @@ def conclude(
 ) -> LatencyTable:
     """The table that measurements give.
 
-    What is chosen (granularity, regularisation, how much the machine's speed varied between groups) is chosen by
-    cross-validation over the networks to fit to; those held out are touched once.
+    What is chosen (granularity, regularisation) is chosen by cross-validation over the networks to fit to; those held
+    out are touched once.
 
     Raises:
         LatencyTableError: There are too few measurements.
     """
     began = time.monotonic()
-    if measured.groups < MINIMUM:
-        raise LatencyTableError(f"{measured.groups} groups of networks are too few; allow a longer --budget")
-    to_fit, to_test, again = (
-        Arrays.of(measured, *purposes) for purposes in (("fit", "reference"), ("test",), ("repeat",))
-    )
+    networks = joined(measured) if measured.timings else None
+    if networks is None or networks.tests.sum() < HELD_OUT:
+        raise LatencyTableError(f"{measured.visits} batches of networks are too few; allow a longer --budget")
+    fit_genes, fit_ms = networks.genes[~networks.tests], networks.ms[~networks.tests]
+    genes, ms = networks.genes[networks.tests], networks.ms[networks.tests]
     decompositions = {granularity: _decomposition(supernet, granularity) for granularity in GRANULARITIES}
     alone = {granularity: _alone(supernet, d, measured.alone) for granularity, d in decompositions.items()}
 
-    def fitted(granularity: Granularity, data: Arrays) -> Fit:
+    def fitted(granularity: Granularity, number: int) -> Fit:
         d = decompositions[granularity]
-        return fit(d.counts(data.genes), data.ms, alone[granularity], d.keys, data.groups, measured.groups)
+        return fit(d.counts(fit_genes[:number]), fit_ms[:number], alone[granularity], d.keys)
 
-    fits = {granularity: fitted(granularity, to_fit) for granularity in GRANULARITIES}
+    fits = {granularity: fitted(granularity, len(fit_ms)) for granularity in GRANULARITIES}
     best: Granularity = min(fits, key=lambda granularity: fits[granularity].error)
-    ms = fits[best].undrifted(to_test.ms, to_test.groups)
-    tested = {granularity: d.counts(to_test.genes) @ fits[granularity].ms for granularity, d in decompositions.items()}
-    position = {genes: i for i, genes in enumerate(map(tuple, to_test.genes.tolist()))}
-    first = ms[[position[tuple(genes)] for genes in again.genes.tolist()]]
-    second = fits[best].undrifted(again.ms, again.groups)
-    noise = float(np.abs(2 * (first - second) / (first + second)).mean()) if len(again) else 0.0
-    sizes = sorted({*(n for n in (10, 20, 40, 80, 160, 320) if n < len(to_fit)), len(to_fit)})
+    tested = {granularity: fits[granularity](d.counts(genes)) for granularity, d in decompositions.items()}
+    sizes = sorted({*(n for n in (10, 20, 40) if n < len(fit_ms)), len(fit_ms)})
     d, rows = decompositions[best], fits[best]
-    appears = (d.counts(to_fit.genes) > 0).sum(axis=0)
+    appears = (d.counts(fit_genes) > 0).sum(axis=0)
     facts = environment()
     return LatencyTable(
         schema_version=1,
@@ -266,24 +285,20 @@ def conclude(
         system=facts["system"],
         versions=facts["versions"],
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        networks=len(to_fit),
+        networks=len(fit_ms),
         seconds=measured.seconds + time.monotonic() - began,
         disturbance=float(np.median([timing.spread for timing in measured.timings])),
-        problems=(*(f"not measured on this SKU: {reason}" for reason in problems), *_problems(measured, noise)),
+        problems=(*(f"not measured on this SKU: {reason}" for reason in problems), *_problems(measured, networks)),
         fidelity=Fidelity(
             held_out=len(ms),
             errors=errors(tested[best], ms),
-            noise=noise,
-            repeated=len(first),
-            alone=errors(decompositions["linear"].counts(to_test.genes) @ alone["linear"], ms),
-            by_granularity={
-                granularity: errors(predicted, fits[granularity].undrifted(to_test.ms, to_test.groups))
-                for granularity, predicted in tested.items()
-            },
-            by_networks=tuple(
-                (n, errors(d.counts(to_test.genes) @ fitted(best, to_fit.first(n)).ms, ms).mean_error) for n in sizes
-            ),
+            noise=networks.noise,
+            repeated=networks.repeated,
+            alone=errors(decompositions["linear"].counts(genes) @ alone["linear"], ms),
+            by_granularity={granularity: errors(predicted, ms) for granularity, predicted in tested.items()},
+            by_networks=tuple((n, errors(fitted(best, n)(d.counts(genes)), ms).mean_error) for n in sizes),
         ),
+        offset_ms=rows.offset_ms,
         tested=tuple(zip(ms.tolist(), tested[best].tolist(), strict=True)),
         rows=tuple(
             Row(key=str(key), ms=row, spread_ms=spread, networks=n, alone_ms=own)
@@ -309,20 +324,20 @@ def _alone(supernet: Supernet, decomposition: Decomposition, times: Mapping[str,
     return np.array(sums)
 
 
-def _problems(measured: Measured, noise: float) -> list[str]:
+def _problems(measured: Measured, networks: Networks) -> list[str]:
     """What is wrong with the machine that was measured on, a sentence each."""
-    reference = Arrays.of(measured, "reference").ms
     share = float(np.median([timing.core_share for timing in measured.timings]))
+    speed = 1 + networks.slower
     problems = []
-    if noise > MAX_NOISE:
-        problems.append(f"the machine is noisy: two measurements of a network differ by {noise:.1%}")
-    third = max(1, len(reference) // 3)
-    slower = float(np.median(reference[-third:]) / np.median(reference[:third]) - 1)
+    if networks.noise > MAX_NOISE:
+        problems.append(f"the machine is noisy: two measurements of a network differ by {networks.noise:.1%}")
+    third = max(1, len(speed) // 3)
+    slower = float(np.median(speed[-third:]) / np.median(speed[:third]) - 1)
     if slower > MAX_DRIFT / 2:
         problems.append(f"the machine became {slower:.1%} slower while it was measured; it may throttle")
-    apart = float(np.percentile(reference, 90) / np.percentile(reference, 10) - 1)
+    apart = float(np.percentile(speed, 90) / np.percentile(speed, 10) - 1)
     if apart > MAX_DRIFT:
-        problems.append(f"the speed of the machine varied by {apart:.1%} between groups of networks")
+        problems.append(f"the speed of the machine varied by {apart:.1%} between batches of networks")
     if share < MIN_CORE_SHARE:
         problems.append(f"other work ran on the cores that were measured: they were free {share:.0%} of the time")
     return problems

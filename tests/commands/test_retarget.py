@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 
 from qnas_plugin import latency_table, measure
+from qnas_plugin.commands.retarget import retarget
+from qnas_plugin.commands.tune import tune
 from qnas_plugin.decompose import Decomposition, join
 from qnas_plugin.errors import HardwareError, LatencyTableError, StudyError, UsageError
 from qnas_plugin.hardware import RuntimeSetting, load_profile
 from qnas_plugin.latency_table import Estimator, LatencyTable
 from qnas_plugin.objectives import losses, non_dominated
 from qnas_plugin.request import TuneRequest
-from qnas_plugin.retarget import retarget
 from qnas_plugin.supernets import Supernet
 from qnas_plugin.supernets.bert import load as load_bert
-from qnas_plugin.tune import tune
 from tests.test_latency_table import table
 
 THERE, ELSEWHERE = "xeon-8280", "xeon-8380"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +13,18 @@ import numpy as np
 
 from qnas_plugin import hardware, latency_table, registry, tasks
 from qnas_plugin.artifacts import Result, verify, write_result
-from qnas_plugin.errors import CheckpointError, HardwareError, StudyError
+from qnas_plugin.errors import CheckpointError, HardwareError, LatencyTableError, StudyError
 from qnas_plugin.evaluate import Evaluator
 from qnas_plugin.files import alone_in, make_folder
 from qnas_plugin.latency_table import Estimator
 from qnas_plugin.measure import Latency
+from qnas_plugin.metrics import load as load_metric
 from qnas_plugin.objectives import hypervolume, losses, signs
 from qnas_plugin.request import TuneRequest
 from qnas_plugin.search import Algorithm, ExactMetric, Problem
 from qnas_plugin.space import Candidate, Precision
 from qnas_plugin.study import Evaluation, Study, Trial, drive
-from qnas_plugin.supernets import Supernet, check_labels
+from qnas_plugin.supernets import Network, Supernet, check_labels
 
 BASELINES: Mapping[str, tuple[Any, Precision]] = {
     "largest-fp32": ("largest", Precision.FP32),
@@ -32,6 +33,10 @@ BASELINES: Mapping[str, tuple[Any, Precision]] = {
     "smallest-int8": ("smallest", Precision.INT8),
 }
 """The corners of the space: what every result is compared with."""
+
+
+FEW = 100
+"""Examples below which the user is told that there are few: one is a point of accuracy or more."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,7 @@ class Loaded:
         estimator: Of the latency table; None where latencies are measured.
         here: Whether this machine is the SKU.
         notes: What speaks against the table, where the user insisted on it.
+        judge: What gives the accuracy of a file, where a host evaluates.
     """
 
     request: TuneRequest
@@ -73,10 +79,11 @@ class Loaded:
     setting: hardware.RuntimeSetting
     dataset: tasks.Dataset
     processor: tasks.Processor
-    supernet: Supernet
+    supernet: Network
     estimator: Estimator | None = None
     here: bool = True
     notes: tuple[str, ...] = ()
+    judge: Callable[[Path], float] | None = None
 
     def evaluator(self) -> Evaluator:
         """What builds and measures candidates."""
@@ -88,6 +95,7 @@ class Loaded:
             estimator=self.estimator,
             here=self.here,
             timer=None if self.here or self.estimator or self.request.cluster is None else self._time_elsewhere,
+            judge=self.judge,
         )
 
     def _time_elsewhere(
@@ -106,6 +114,28 @@ def load(request: TuneRequest) -> Loaded:
     Raises:
         QnasError: Something is missing, malformed, or doesn't fit the rest.
     """
+    profile, setting, here = load_hardware(request)
+    sizes = tasks.SplitSizes(calibration=request.calibration_samples, search=request.search_samples)
+    task = registry.load("tasks", request.task)
+    dataset: tasks.Dataset = task.load(request.data, sizes=sizes)
+    dataset = replace(dataset, metric=request.metric or dataset.metric)
+    load_metric(dataset.metric)
+    supernet = load_network(request)
+    check_labels(supernet, dataset.label_names, request.data)
+    processor = task.processor(request.source, max_length=request.max_length)
+    if request.latency == "measured":
+        return Loaded(request, profile, setting, dataset, processor, supernet, here=here)
+    setting = latency_table.setting_of(processor.timing_inputs(setting.batch_size, setting.sequence_length), setting)
+    estimator, notes = load_table(request, supernet, profile.name, setting)
+    return Loaded(request, profile, setting, dataset, processor, supernet, estimator, here, notes)
+
+
+def load_hardware(request: TuneRequest) -> tuple[hardware.HardwareProfile, hardware.RuntimeSetting, bool]:
+    """The profile and the setting that a request is for, and whether this machine is that SKU.
+
+    Raises:
+        HardwareError: There is no such profile, or latencies are to be measured and this is another machine.
+    """
     auto = request.hardware == "auto"
     profile = hardware.match(hardware.detect()) if auto else hardware.load_profile(request.hardware)
     wrong = hardware.is_this_machine(profile, hardware.detect())
@@ -116,20 +146,28 @@ def load(request: TuneRequest) -> Loaded:
         )
     asked = {"threads": request.threads, "batch_size": request.batch, "sequence_length": request.seq_len}
     setting = profile.runtime.model_copy(update={name: value for name, value in asked.items() if value is not None})
-    sizes = tasks.SplitSizes(calibration=request.calibration_samples, search=request.search_samples)
-    dataset = registry.load("tasks", request.task).load(request.data, sizes=sizes)
-    supernet = registry.load("supernets", request.supernet).load(request.checkpoint)
+    return profile, setting, not wrong
+
+
+def load_network(request: TuneRequest) -> Any:
+    """The supernet with its weights, or the ONNX model.
+
+    Raises:
+        CheckpointError: It cannot be used, or a supernet has no weights.
+    """
+    if request.model is not None:
+        from qnas_plugin import onnx_model
+
+        return onnx_model.load(request.model, precisions=request.precisions)
+    assert request.supernet is not None
+    supernet: Supernet = registry.load("supernets", request.supernet).load(
+        request.checkpoint, precisions=request.precisions
+    )
     if not supernet.pretrained:
         raise CheckpointError(
             f"{request.checkpoint} has a configuration but no weights; train it first with: qnas train"
         )
-    check_labels(supernet, dataset.label_names, request.data)
-    processor = registry.load("tasks", request.task).processor(request.checkpoint, max_length=request.max_length)
-    if request.latency == "measured":
-        return Loaded(request, profile, setting, dataset, processor, supernet, here=not wrong)
-    setting = latency_table.setting_of(processor.timing_inputs(setting.batch_size, setting.sequence_length), setting)
-    estimator, notes = load_table(request, supernet, profile.name, setting)
-    return Loaded(request, profile, setting, dataset, processor, supernet, estimator, not wrong, notes)
+    return supernet
 
 
 def load_table(
@@ -140,6 +178,10 @@ def load_table(
     Raises:
         LatencyTableError: There is none, it lacks rows, or it does not fit and the user does not insist.
     """
+    if request.supernet is None:
+        raise LatencyTableError(
+            f"{request.source} is one model; latency tables are of supernets, give --latency measured"
+        )
     about = (request.supernet, supernet.shape, sku, setting)
     table = latency_table.load(request.table) if request.table else latency_table.find(*about)
     against = latency_table.check(table, *about)
@@ -150,6 +192,7 @@ def load_table(
 def tune(
     request: TuneRequest,
     *,
+    loaded: Loaded | None = None,
     on_stage: Callable[[str], None] = lambda text: None,
     on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> Result:
@@ -157,6 +200,7 @@ def tune(
 
     Args:
         request: What is asked.
+        loaded: What it names, where a host has it; None loads it.
         on_stage: Is told what begins.
         on_progress: Is told of each finished trial.
 
@@ -164,16 +208,22 @@ def tune(
         QnasError: The request cannot be met; what was stored stays.
     """
     make_folder(request.out)
-    on_stage("Loading the data, the supernet and the hardware profile")
-    loaded = load(request)
+    if loaded is None:
+        on_stage("Loading the data, the supernet and the hardware profile")
+        loaded = load(request)
     space = loaded.supernet.space
+    searched, reported = len(loaded.dataset.search), len(loaded.dataset.report)
+    if min(searched, reported) < FEW:
+        on_stage(f"Only {searched} examples steer the search and {reported} verify it: small differences are chance")
     identity = {
-        "supernet": request.supernet,
+        "supernet": request.supernet or "onnx",
         "checkpoint": loaded.supernet.fingerprint,
         "data": loaded.dataset.fingerprint,
         "hardware": loaded.profile.name,
         "setting": str(loaded.setting),
     }
+    if request.metric:
+        identity["metric"] = request.metric
     if loaded.estimator:
         identity["latency"] = f"table of {loaded.estimator.table.created}"
     storage = request.storage or str(request.out / "study.journal")
@@ -185,17 +235,23 @@ def tune(
         ) as study,
     ):
         request.write(request.out / "request.toml")
-        on_stage("Exporting the supernet and checking it against torch")
+        on_stage("Taking the graph of the network and checking it")
         evaluator = loaded.evaluator()
-        for size, precision in (BASELINES["largest-fp32"], BASELINES["smallest-fp32"]):
-            evaluator.check(space.corner(size, precision))
+        groups = evaluator.graph.groups.values()
+        on_stage(f"{sum(map(len, groups))} layers in {len(groups)} precision groups")
+        corners = {name: space.corner(*corner) for name, corner in BASELINES.items()}
+        baselines = {candidate.key: name for name, candidate in reversed(corners.items())}
+        corners = {name: candidate for name, candidate in corners.items() if baselines[candidate.key] == name}
+        for name in ("largest-fp32", "smallest-fp32"):
+            if name in corners:
+                evaluator.check(corners[name])
         _search(request, study, evaluator, loaded.profile, on_stage, on_progress)
         on_stage("Verifying the Pareto set on the report split")
         result = verify(
-            loaded.request,
+            request,
             study,
             evaluator,
-            {name: space.corner(*corner) for name, corner in BASELINES.items()},
+            corners,
             loaded.profile,
             on_stage=on_stage,
             notes=loaded.notes,

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from qnas_plugin.artifacts import write_candidate
+from qnas_plugin.commands.tune import load
 from qnas_plugin.errors import QnasError, UsageError
 from qnas_plugin.request import TuneRequest
-from qnas_plugin.space import Candidate, Precision, SearchSpace
-from qnas_plugin.tune import load
+from qnas_plugin.space import Candidate, Precision, SearchSpace, Value
 
 
 def export(
-    study: Path, out: Path, *, key: str | None = None, candidate: Path | None = None, precision: str = "searched"
+    study: Path | str,
+    out: Path | str,
+    *,
+    key: str | None = None,
+    candidate: Path | str | Mapping[str, Value] | None = None,
+    precision: str = "searched",
 ) -> Candidate:
     """Builds one candidate of a study's supernet and writes it with its files.
 
@@ -21,20 +27,24 @@ def export(
         study: The folder that ``tune`` wrote.
         out: The folder for the model.
         key: The key of a trial's candidate, or a beginning that only one has; None is the recommended member's.
-        candidate: A JSON file with a candidate, instead of a key.
+        candidate: A candidate, or a JSON file with one, instead of a key.
         precision: ``searched``, or ``int8`` or ``fp32`` for all groups.
 
     Raises:
         UsageError: The study, key, file or precision is wrong.
         CandidateError: The candidate cannot be built.
     """
+    study, out = Path(study), Path(out)
     if not (study / "request.toml").is_file():
         raise UsageError(f"{study} is no folder that qnas tune wrote: it has no request.toml")
     if key is not None and candidate is not None:
         raise UsageError("give --key or --candidate, not both")
     loaded = load(TuneRequest.build({}, study / "request.toml"))
     space = loaded.supernet.space
-    values = _read(candidate, space) if candidate else _stored(study, key, space)
+    if candidate is None:
+        values = _stored(study, key, space)
+    else:
+        values = space.candidate(candidate) if isinstance(candidate, Mapping) else _read(Path(candidate), space)
     if precision != "searched":
         if precision not in list(Precision):
             raise UsageError(f"--precision is searched, int8 or fp32; got '{precision}'")

@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from qnas_plugin.network import Network
+from qnas_plugin.outline import Outline
 
 TABLE = np.arange(600, dtype=np.float32).reshape(200, 3)
 
@@ -22,28 +22,28 @@ def model() -> onnx.ModelProto:
 
 def test_whole_gives_the_model_back() -> None:
     original = model()
-    network = Network.of(original)
-    assert network.outline.ByteSize() < TABLE.nbytes < original.ByteSize()
-    assert network.whole() == original == model()
+    outline = Outline.of(original)
+    assert outline.model.ByteSize() < TABLE.nbytes < original.ByteSize()
+    assert outline.whole() == original == model()
 
 
 def test_parts_are_read_as_the_model() -> None:
     """Also where a length needs several bytes, and with no weight at all."""
     for weights in (["t"], []):
-        network = Network.of(model())
+        outline = Outline.of(model())
         if not weights:
-            network = Network(model(), {})
-        content = b"".join(network.parts())
+            outline = Outline(model(), {})
+        content = b"".join(outline.parts())
         read = onnx.load_from_string(content)
         assert read == model()
         onnx.checker.check_model(read, full_check=True)
-        assert content == b"".join(network.parts())
+        assert content == b"".join(outline.parts())
 
 
 def test_running_reads_the_arrays_where_they_are() -> None:
     table = TABLE.copy()
-    network = Network(Network.of(model()).outline, {"t": table})
-    with network.running(threads=1, outputs=["g"]) as session:
+    outline = Outline(Outline.of(model()).model, {"t": table})
+    with outline.running(threads=1, outputs=["g"]) as session:
         table[2] = 7  # seen only if nothing was copied
         rows, result = session.run(["g", "y"], {"i": np.array([2, 1])})
     np.testing.assert_array_equal(rows, table[[2, 1]])

@@ -36,7 +36,7 @@ def train(
     sizes = SplitSizes(calibration=request.calibration_samples, search=request.search_samples)
     dataset = task.load(request.data, sizes=sizes)
     processor = task.processor(request.checkpoint, max_length=request.max_length)
-    elastic = Elastic(request.depth, request.heads, request.ffn)
+    elastic = Elastic(**{field.name: getattr(request, field.name) for field in fields(Elastic)})
     supernet = family.load(request.checkpoint, label_names=dataset.label_names, elastic=elastic)
     check_labels(supernet, dataset.label_names, request.data)
     teacher = None
@@ -74,7 +74,9 @@ def train(
         "data": dataset.fingerprint,
         "accuracy": {
             "largest_search": instatune.accuracy(supernet, None, dataset.search, processor),
-            "smallest_search": instatune.accuracy(supernet, smallest, dataset.search, processor),
+            "smallest_search": instatune.accuracy(
+                supernet, smallest, dataset.search, processor, statistics=dataset.calibration
+            ),
             "largest_report": instatune.accuracy(supernet, None, dataset.report, processor),
         },
     }

@@ -23,21 +23,21 @@ _GRAPH, _INITIALIZER, _RAW_DATA = (
 
 
 @dataclass(frozen=True, eq=False)
-class Network:
+class Outline:
     """A model whose weights may be shared; must not be changed.
 
     Args:
-        outline: The model; the initializers of ``weights`` have types and shapes in it, and no values.
+        model: The model; the initializers of ``weights`` have types and shapes in it, and no values.
         weights: Matrices, kernels and tables, contiguous, by the names of their initializers.
     """
 
-    outline: onnx.ModelProto
+    model: onnx.ModelProto
     weights: Mapping[str, npt.NDArray[Any]]
 
     @classmethod
-    def of(cls, model: onnx.ModelProto | Network) -> Network:
+    def of(cls, model: onnx.ModelProto | Outline) -> Outline:
         """A model with its weights taken out; the model stays as it is."""
-        if isinstance(model, Network):
+        if isinstance(model, Outline):
             return model
         outline = onnx.ModelProto()
         outline.CopyFrom(model)
@@ -52,7 +52,7 @@ class Network:
     def whole(self) -> onnx.ModelProto:
         """The model with all values."""
         model = onnx.ModelProto()
-        model.CopyFrom(self.outline)
+        model.CopyFrom(self.model)
         fill(model, self.weights)
         return model
 
@@ -63,9 +63,9 @@ class Network:
         other is read as merged (https://protobuf.dev/programming-guides/encoding/#last-one-wins).
         """
         model = onnx.ModelProto()
-        model.CopyFrom(self.outline)
-        weights = [initializer for initializer in self.outline.graph.initializer if initializer.name in self.weights]
-        others = [initializer for initializer in self.outline.graph.initializer if initializer.name not in self.weights]
+        model.CopyFrom(self.model)
+        weights = [initializer for initializer in self.model.graph.initializer if initializer.name in self.weights]
+        others = [initializer for initializer in self.model.graph.initializer if initializer.name not in self.weights]
         del model.graph.initializer[:]
         model.graph.initializer.extend(others)
         yield model.SerializeToString(deterministic=True)
@@ -91,7 +91,7 @@ class Network:
             optimized: Whether nodes are fused, which may change a last bit.
         """
         model = onnx.ModelProto()
-        model.CopyFrom(self.outline)
+        model.CopyFrom(self.model)
         own = {value.name for value in model.graph.output}
         model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs if name not in own)
         for initializer in model.graph.initializer:

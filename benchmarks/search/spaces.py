@@ -1,0 +1,85 @@
+"""The recorded spaces: what was evaluated, on which data, and where the records lie."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from qnas_plugin import registry
+from qnas_plugin.latency_table import Estimator, load
+from qnas_plugin.supernets import Elastic, Supernet
+from qnas_plugin.tasks import SplitSizes
+
+RECORDED = Path(__file__).parent / "recorded"
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A supernet and its data, whose candidates were evaluated once.
+
+    Args:
+        name: Of the files in ``recorded/``.
+        supernet: The registered family.
+        config: A folder with the supernet's configuration; its weights are needed to record, not to replay.
+        elastic: The choices of the elastic dimensions.
+        task: The registered task.
+        sizes: How many examples a candidate is evaluated on.
+        policies: How many candidates share a subnet, and so its calibration.
+    """
+
+    name: str
+    supernet: str
+    config: Path
+    elastic: Elastic
+    task: str
+    sizes: SplitSizes
+    policies: int
+
+    @property
+    def records(self) -> Path:
+        """The evaluated candidates."""
+        return RECORDED / f"{self.name}.npz"
+
+    @property
+    def table(self) -> Path:
+        """The latency table."""
+        return RECORDED / f"{self.name}-latency.json"
+
+    @cached_property
+    def shape(self) -> Supernet:
+        """The supernet with random weights: it knows the space, sizes and what its time is made of."""
+        supernet: Supernet = registry.load("supernets", self.supernet).load(str(self.config), elastic=self.elastic)
+        return supernet
+
+    @cached_property
+    def latency(self) -> Estimator:
+        """Canonical genotypes to milliseconds."""
+        return Estimator(load(self.table), self.shape)
+
+
+_EXAMPLES = Path(__file__).parents[2] / "examples"
+
+SPACES = {
+    space.name: space
+    for space in (
+        Recorded(
+            "digits",
+            "vit",
+            _EXAMPLES / "digits-vit",
+            Elastic(depth=(3, 4, 5, 6)),
+            "image_classification",
+            SplitSizes(search=300),
+            policies=2,
+        ),
+        Recorded(
+            "minilm",
+            "bert",
+            _EXAMPLES / "shapes" / "minilm-l6",
+            Elastic(),
+            "text_classification",
+            SplitSizes(search=400, report=256),
+            policies=4,
+        ),
+    )
+}

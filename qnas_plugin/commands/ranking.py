@@ -1,0 +1,57 @@
+"""How well the predictors rank the trials of a study."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from qnas_plugin import predictors, registry
+from qnas_plugin.commands.tune import load_network
+from qnas_plugin.errors import StudyError, UsageError
+from qnas_plugin.predictors._curve import LEAST_UNSEEN, Point, curve
+from qnas_plugin.request import TuneRequest
+from qnas_plugin.study import Study, stored_identity
+
+SIZES = (10, 20, 50, 100, 200, 400)
+
+
+def ranking(study: Path, *, seed: int = 0) -> Mapping[str, Sequence[Point]]:
+    """For each measured metric, all predictors at several numbers of trials.
+
+    Args:
+        study: The folder that ``tune`` wrote; the search may still be running.
+        seed: Draws the trials to learn from.
+
+    Raises:
+        UsageError: It is no such folder.
+        StudyError: There are too few trials.
+    """
+    if not (study / "request.toml").is_file():
+        raise UsageError(f"{study} is no folder that qnas tune wrote: it has no request.toml")
+    request = TuneRequest.build({}, study / "request.toml")
+    space, name = load_network(request).space, request.out.resolve().name
+    storage = request.storage or str(study / "study.journal")
+    identity = stored_identity(storage, name)
+    with Study.open(storage, space, request.objectives, identity=identity, name=name, write=False) as stored:
+        trials = [trial for trial in stored.trials() if trial.state == "complete"]
+    least = SIZES[0] + LEAST_UNSEEN
+    if len(trials) < least:
+        raise StudyError(f"{study} has {len(trials)} finished trials, {least} are needed; run qnas tune longer")
+    X = predictors.features(space, np.array([space.encode(trial.candidate) for trial in trials]))
+    measured = [name for name in ("accuracy", "latency_ms") if name in request.objectives]
+    if identity.get("latency", "").startswith("table"):
+        measured.remove("latency_ms")
+    return {
+        metric: list(
+            curve(
+                registry.names("predictors"),
+                X,
+                np.array([trial.metrics[metric] for trial in trials]),
+                SIZES,
+                np.random.default_rng(seed),
+            )
+        )
+        for metric in measured
+    }

@@ -1,0 +1,92 @@
+"""The choices of a precision variable, as data: a name and the settings that Neural Compressor gets for it.
+
+A supernet lists names of these as the choices of its precision variables, and a user lists them as ``--precision``;
+``int8`` and ``fp32`` are what they get otherwise. One entry here is all that a further choice takes, and
+``quantize.verify`` checks that it landed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Literal
+
+from qnas_plugin.errors import UnknownNameError, UsageError
+from qnas_plugin.space import Precision
+
+
+@dataclass(frozen=True)
+class WeightFormat:
+    """How the weights of a MatMul, Gemm or Conv become 8-bit integers.
+
+    Args:
+        scheme: ``sym`` is INT8 around zero, ``asym`` UINT8 from the smallest to the largest value.
+        granularity: One scale for each output channel, or for all.
+        about: For people.
+    """
+
+    scheme: Literal["sym", "asym"]
+    granularity: Literal["per_channel", "per_tensor"]
+    about: str
+
+
+# Neural Compressor 3.7.1 computes no asymmetric scale per channel, and ONNX Runtime 1.31 runs no such Conv.
+FORMATS: Mapping[str, WeightFormat] = {
+    "int8": WeightFormat("sym", "per_channel", "symmetric INT8 weights, a scale for each output channel"),
+    "int8-asym": WeightFormat("asym", "per_tensor", "asymmetric UINT8 weights, one scale"),
+    "int8-per-tensor": WeightFormat("sym", "per_tensor", "symmetric INT8 weights, one scale"),
+}
+"""What a group can be beside ``fp32``. Tables (Gather) are asymmetric with one scale in each of them."""
+
+DEFAULT = (Precision.INT8.value, Precision.FP32.value)
+
+
+@dataclass(frozen=True)
+class Precisions:
+    """What a user says of the precision policy.
+
+    Args:
+        choices: Names of formats, and ``fp32``; empty leaves them to the network.
+        fp32: Patterns, like ``*/head/*``, of what stays FP32: layers of an ONNX model, groups of a supernet.
+        groups: Name and pattern of the layers of an ONNX model that are decided together.
+        most: How many groups an ONNX model may have at most.
+    """
+
+    choices: tuple[str, ...] = ()
+    fp32: tuple[str, ...] = ()
+    groups: Mapping[str, str] = field(default_factory=dict)
+    most: int = 60
+
+    def of(self, group: str, default: tuple[str, ...] = DEFAULT) -> tuple[str, ...]:
+        """The choices of a group by its name; the default is the network's own."""
+        kept = any(fnmatchcase(group, pattern) for pattern in self.fp32)
+        return (Precision.FP32.value,) if kept else self.choices or default
+
+    def check(self, names: Sequence[str]) -> None:
+        """Checks that each pattern matches some name.
+
+        Raises:
+            UsageError: One matches none.
+        """
+        for pattern in (*self.fp32, *self.groups.values()):
+            if not any(fnmatchcase(name, pattern) for name in names):
+                raise UsageError(
+                    f"the pattern '{pattern}' matches none of the {len(names)} names: {', '.join(names[:3])} ...; "
+                    "see all with: qnas show FILE.onnx"
+                )
+
+
+def check_choices(names: Sequence[str]) -> tuple[str, ...]:
+    """Checks the choices of a precision variable.
+
+    Raises:
+        UsageError: One stands twice, there is nothing to choose, or ``fp32``, which all is compared with, is missing.
+        UnknownNameError: There is no such format.
+    """
+    for name in names:
+        if name not in FORMATS and name != Precision.FP32:
+            raise UnknownNameError("precision", name, [*FORMATS, Precision.FP32.value])
+    if Precision.FP32 not in names or len(names) < 2 or len(set(names)) != len(names):
+        raise UsageError(f"give fp32 and one or more others, each once; got {', '.join(names) or 'none'}")
+    return tuple(names)

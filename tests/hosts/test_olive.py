@@ -1,0 +1,49 @@
+"""Needs olive-ai, which the main environment does not have; ``tests/environments.py`` runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from qnas_plugin.cli import main
+from tests.hosts.conftest import Case, trials
+
+pytest.importorskip("olive", reason="olive-ai is not installed")
+
+
+@pytest.fixture(scope="module")
+def ran(case: Case, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an ``olive run`` of the search that the fixture ``tuned`` has."""
+    out = tmp_path_factory.mktemp("olive") / "out"
+    config = out.with_name("search.toml")
+    config.write_text(
+        f"model = '{case.model}'\ndata = '{case.data}'\nhardware = '{case.hardware}'\nseed = 3\npopulation = 5\n"
+        "calibration_samples = 32\nsearch_samples = 100\ntrials = 10\nobjectives = ['accuracy', 'size_mb']\n"
+    )
+    main(["olive-config", "--config", str(config), "--out", str(out)])
+    command = ["-m", "olive", "run", "--config", str(out / "run.json"), "--package-config", str(out / "package.json")]
+    environment = dict(os.environ) | {"OLIVE_DISABLE_TELEMETRY": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, *command], check=True, cwd=out, env=environment)
+    return out
+
+
+def test_olive_config_is_the_default_one_and_the_pass(ran: Path) -> None:
+    from olive.package_config import OlivePackageConfig
+
+    default = json.loads(Path(OlivePackageConfig.get_default_config_path()).read_text())
+    written = json.loads((ran / "package.json").read_text())
+    assert written["passes"].pop("QnasMixedPrecision")["module_path"].startswith("qnas_plugin.hosts.olive")
+    assert written == default
+
+
+def test_olive_writes_a_model_and_evaluates_the_first_population_of_tune(ran: Path, tuned: Path) -> None:
+    assert list((ran / "olive").rglob("*.onnx"))
+    footprint = json.loads(next((ran / "olive").rglob("footprint.json")).read_text())
+    found = [node["metrics"]["value"] for node in footprint.values() if node.get("metrics")]
+    points = {(value["accuracy-accuracy_score"]["value"], value["size-bytes"]["value"]) for value in found}
+    assert points >= {(accuracy, round(size * 1e6)) for _, accuracy, size in trials(tuned)[:5]}

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+from qnas_plugin import batch_norm, registry
+from qnas_plugin.evaluate import Evaluator
+from qnas_plugin.hardware import RuntimeSetting
+from qnas_plugin.materialize import export, materialize
+from qnas_plugin.space import Precision
+from qnas_plugin.supernets import Cut, Supernet
+from qnas_plugin.tasks import Batch, SplitSizes
+from tests.supernets import tiny_cnn
+
+PIXELS = np.random.default_rng(0).normal(size=(96, 1, 8, 8)).astype(np.float32)
+BATCHES = [Batch({"pixel_values": PIXELS[i : i + 8]}, np.arange(i, i + 8)) for i in range(0, 96, 8)]
+
+
+@pytest.fixture(params=["mobilenet_v3", "resnet50"])
+def supernet(request: pytest.FixtureRequest) -> Supernet:
+    checkpoint = request.getfixturevalue(f"{request.param}_checkpoint")
+    loaded: Supernet = registry.load("supernets", request.param).load(str(checkpoint))
+    return loaded
+
+
+def test_estimate_gives_what_torch_normalises_by_in_training(supernet: Supernet) -> None:
+    graph = export(supernet, BATCHES[0].inputs)
+    for genes in supernet.space.sample(4, np.random.default_rng(0)):
+        cut = supernet.cut(supernet.space.decode(genes))
+        statistics = batch_norm.estimate(graph, cut, BATCHES)
+        supernet.activate(cut)
+        model = copy.deepcopy(supernet.model).train()
+        supernet.activate(None)
+        with torch.no_grad():
+            expected = model(pixel_values=torch.as_tensor(PIXELS)).logits.numpy()
+        own = onnxruntime.InferenceSession(materialize(graph, cut, statistics).SerializeToString())
+        (got,) = own.run(["logits"], {"pixel_values": PIXELS})
+        np.testing.assert_allclose(got, expected, atol=1e-5 * max(1.0, np.abs(expected).max()))
+
+
+def test_estimate_averages_batches_of_at_least_64(supernet: Supernet) -> None:
+    graph = export(supernet, BATCHES[0].inputs)
+    cut = supernet.cut(supernet.space.decode(supernet.space.sample(1, np.random.default_rng(0))[0]))
+    twice = batch_norm.estimate(graph, cut, [*BATCHES[:8], *BATCHES[:8]])
+    once = batch_norm.estimate(graph, cut, BATCHES[:8])
+    other = batch_norm.estimate(graph, cut, BATCHES[4:])
+    assert once.keys() == twice.keys() == {path for path in once if path.endswith(".bn")}
+    for path in once:
+        for a, b in zip(once[path], twice[path], strict=True):
+            np.testing.assert_array_equal(a, b)
+    assert any(not np.allclose(once[path][0], other[path][0]) for path in once)
+
+
+def test_needed_where_a_supernet_has_norms(supernet: Supernet, vit_checkpoint: Path) -> None:
+    encoder: Supernet = registry.load("supernets", "vit").load(str(vit_checkpoint))
+    for network, expected in ((supernet, True), (encoder, False)):
+        cut = network.cut(network.space.corner("largest", Precision.FP32))
+        graph = export(network, {"pixel_values": PIXELS[:1]})
+        assert batch_norm.needed(graph, cut) == expected
+        assert not batch_norm.needed(graph, Cut((), {}))
+
+
+def test_build_has_the_statistics_of_its_subnet(tiny_cnn_checkpoint: Path) -> None:
+    """All data in one batch: what comes out is normalised as torch normalises that batch in training."""
+    task = registry.load("tasks", "image_classification")
+    supernet: Supernet = tiny_cnn.load(str(tiny_cnn_checkpoint))
+    dataset = task.load("digits", sizes=SplitSizes(calibration=96, search=20))
+    processor = task.processor(str(tiny_cnn_checkpoint))
+    evaluator = Evaluator(supernet, dataset, processor, RuntimeSetting())
+    space = supernet.space
+    genes = np.minimum(space.encode(space.corner("largest", Precision.FP32)), space.sizes // 2)
+    candidate = space.candidate({name: "fp32" if isinstance(v, str) else v for name, v in space.decode(genes).items()})
+    (batch,) = processor.batches(dataset.calibration.inputs, 96)
+    session = onnxruntime.InferenceSession(evaluator.build(candidate).SerializeToString())
+    (got,) = session.run(["logits"], dict(batch.inputs))
+    supernet.activate(supernet.cut(candidate))
+    model = copy.deepcopy(supernet.model).train()
+    with torch.no_grad():
+        expected = model(pixel_values=torch.as_tensor(batch.inputs["pixel_values"])).logits.numpy()
+    np.testing.assert_allclose(got, expected, atol=1e-4)
