@@ -49,8 +49,7 @@ def estimate(graph: Graph, cut: Cut, batches: Sequence[Batch], *, threads: int =
     del model.graph.node[:], model.graph.output[:]
     model.graph.node.extend(nodes)
     names = [f"{path}.{name}" for path in paths for name in ("batch_mean", "batch_variance")]
-    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-    with outlined(model, weights).running(threads=threads) as session:
+    with outlined(model, weights).running(threads=threads, outputs=names) as session:
         inputs = [value.name for value in session.get_inputs()]
         found = [session.run(names, {name: joined[name] for name in inputs}) for joined in _joined(batches)]
     vectors = [np.mean(values, axis=0).ravel() for values in zip(*found, strict=True)]

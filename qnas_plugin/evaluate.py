@@ -16,7 +16,7 @@ from qnas_plugin.errors import MaterializeError
 from qnas_plugin.files import write_parts
 from qnas_plugin.hardware import RuntimeSetting, detect
 from qnas_plugin.latency_table import Estimator
-from qnas_plugin.materialize import materialize, subnet
+from qnas_plugin.materialize import subnet
 from qnas_plugin.metrics import REFERENCE, Scorer, references
 from qnas_plugin.outline import Outline
 from qnas_plugin.space import Candidate, Precision
@@ -161,10 +161,7 @@ class Evaluator:
             MaterializeError: They differ by more than 1e-4, or that share of the largest output where it is above 1.
         """
         cut, batch = self.supernet.cut(candidate), self.workbench.calibration[0]
-        with subnet(self.graph, cut).running(threads=detect().usable_cores) as session:
-            names = [value.name for value in session.get_outputs()]
-            feed = {value.name: batch.inputs[value.name] for value in session.get_inputs()}
-            got = dict(zip(names, session.run(names, feed), strict=True))
+        ((_, got),) = measure.run(subnet(self.graph, cut), [batch], threads=detect().usable_cores)
         for name, expected in self.supernet.outputs(cut, batch.inputs).items():
             difference = float(np.abs(np.subtract(got[name], expected, dtype=np.float64)).max())
             allowed = TOLERANCE * max(1.0, float(np.abs(expected).max()))
@@ -185,6 +182,5 @@ class Evaluator:
         if self.dataset.metric not in REFERENCE:
             return Scorer(self.dataset.metric, examples.labels)
         whole = self.supernet.cut(self.supernet.space.corner("largest", Precision.FP32))
-        model = materialize(self.graph, whole).SerializeToString()
-        runs = measure.run(model, batches, threads=detect().usable_cores)
+        runs = measure.run(subnet(self.graph, whole), batches, threads=detect().usable_cores)
         return Scorer(self.dataset.metric, references([(batch.positions, outputs) for batch, outputs in runs]))

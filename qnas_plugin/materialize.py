@@ -41,7 +41,7 @@ class Graph:
     """The exported graph of a whole supernet.
 
     Args:
-        model: The ONNX model without initializers.
+        model: The ONNX model, a supernet's without initializers; those in ``weights`` have no values in it.
         weights: Initializers by name; ``<path>.weight.<k>`` is the kernel of size k of an elastic convolution.
         groups: Precision group to the names of its nodes.
     """
@@ -93,9 +93,10 @@ def materialize(graph: Graph, cut: Cut, statistics: Statistics | None = None) ->
 
 def subnet(graph: Graph, cut: Cut, statistics: Statistics | None = None) -> Outline:
     """As ``materialize``; weights that are not cut share the memory of the supernet's."""
+    if not cut.widths:  # it is no supernet, and stays as it is
+        return Outline(graph.model, graph.weights)
     model, weights = sliced(graph, cut)
-    if cut.widths:  # else it is no supernet, and stays as it is
-        _fold_norms(model.graph, weights, statistics or {})
+    _fold_norms(model.graph, weights, statistics or {})
     return outlined(model, weights)
 
 
@@ -115,25 +116,23 @@ def sliced(graph: Graph, cut: Cut) -> tuple[onnx.ModelProto, dict[str, npt.NDArr
     for node in model.graph.node:
         if node.op_type == "Conv" and module_path(node) in cut.widths:
             _fit_conv(node, weights[node.input[1]].shape)
-    if cut.widths:
-        for conv, norm in _normalised(model.graph):
-            outputs = len(weights[conv.input[1]])
-            weights |= {name: weights[name][:outputs] for name in norm.input[1:]}
+    for conv, norm in _normalised(model.graph):
+        outputs = len(weights[conv.input[1]])
+        weights |= {name: weights[name][:outputs] for name in norm.input[1:]}
     return model, weights
 
 
 def outlined(model: onnx.ModelProto, weights: Mapping[str, npt.NDArray[Any]]) -> Outline:
-    """A model with those weights that it uses, beside what it stores itself."""
-    outline = Outline.of(model)
-    initializers, kept = outline.model.graph.initializer, dict(outline.weights)
+    """A model without initializers with those weights that it uses."""
+    kept = {}
     for name in dict.fromkeys(name for node in model.graph.node for name in node.input if name in weights):
         array = np.ascontiguousarray(weights[name]) if weights[name].ndim else weights[name]
         if array.ndim > 1 and array.dtype == np.float32:
             kept[name] = array
-            initializers.add(name=name, data_type=onnx.TensorProto.FLOAT, dims=array.shape)
+            model.graph.initializer.add(name=name, data_type=onnx.TensorProto.FLOAT, dims=array.shape)
         else:
-            initializers.append(numpy_helper.from_array(array, name))
-    return Outline(outline.model, kept)
+            model.graph.initializer.append(numpy_helper.from_array(array, name))
+    return Outline(model, kept)
 
 
 def export_module(module: nn.Module, inputs: Inputs, *, fold: bool = True, parameters: bool = True) -> onnx.ModelProto:
@@ -183,15 +182,20 @@ def _restore_shared(graph: onnx.GraphProto, weights: dict[str, npt.NDArray[Any]]
 
 
 def _take_parameters(graph: onnx.GraphProto, module: nn.Module) -> dict[str, npt.NDArray[Any]]:
-    """Takes parameters out of the inputs of a graph; matrices and tables share the module's memory."""
+    """Takes parameters out of the inputs of a graph."""
     state = module.state_dict()
     weights = {}
     for value in list(graph.input):
         if value.name in state:
-            array = state[value.name].numpy()
-            weights[value.name] = array if array.ndim > 1 else array.copy()
+            weights[value.name] = _array(state[value.name])
             graph.input.remove(value)
     return weights
+
+
+def _array(parameter: torch.Tensor) -> npt.NDArray[Any]:
+    """The values of a parameter, in its own memory unless it is a vector."""
+    array: npt.NDArray[Any] = parameter.detach().numpy()
+    return array if array.ndim > 1 else array.copy()
 
 
 def _take_folded(
@@ -227,7 +231,7 @@ def _name_linears(
         weights[weight] = np.ascontiguousarray(linear.weight.detach().numpy().T)
         linear.weight.data = torch.from_numpy(weights[weight]).T  # one copy for both, transposed for torch
         if linear.bias is not None:
-            weights[bias] = linear.bias.detach().numpy().copy()
+            weights[bias] = _array(linear.bias)
         if node.op_type == "MatMul":
             nodes.append(helper.make_node("MatMul", [node.input[0], weight], list(node.output), node.name))
         else:
@@ -249,8 +253,7 @@ def _name_parameters(graph: onnx.GraphProto, weights: dict[str, npt.NDArray[Any]
         if node.op_type in _PARAMETERS and isinstance(modules.get(path), nn.Conv2d | nn.BatchNorm2d):
             for i, name in enumerate(_PARAMETERS[node.op_type][: len(node.input) - 1], start=1):
                 node.input[i] = f"{path}.{name}"
-                array = getattr(modules[path], name).detach().numpy()
-                weights[node.input[i]] = array if array.ndim > 1 else array.copy()
+                weights[node.input[i]] = _array(getattr(modules[path], name))
 
 
 def _free_head_counts(graph: onnx.GraphProto, weights: dict[str, npt.NDArray[Any]]) -> None:

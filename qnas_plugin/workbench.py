@@ -140,7 +140,7 @@ class Workbench:
                 scores = self.scores(path, threads=threads)
         with _stage("latency", seconds):
             latency_ms, spread_ms = job.latency or self._latency(path)
-        metrics = {"accuracy": float(scores.mean()), "latency_ms": latency_ms, "size_mb": path.stat().st_size / 1e6}
+        metrics = {"accuracy": float(scores.mean()), "latency_ms": latency_ms, "size_mb": measure.size_mb(path)}
         spread = {"accuracy": standard_error(scores), "latency_ms": spread_ms}
         return Evaluation(metrics, spread, seconds)
 
@@ -164,12 +164,12 @@ class Workbench:
         statistics = None
         if batch_norm.needed(self.graph, job.cut):
             with _stage("statistics", seconds):
-                statistics = batch_norm.estimate(self.graph, job.cut, self.calibration, threads=threads)
+                statistics = batch_norm.estimate(self.graph, job.cut, self.calibration)
         with _stage("slice", seconds):
             model = subnet(self.graph, job.cut, statistics)
         with _stage("calibrate", seconds):
             known = ranges.load(name)
-            found = known or calibrate(model, groups, self.calibration, threads=threads).ranges
+            found = calibrate(model, groups, self.calibration, threads=threads).ranges if known is None else known
             if known is None:
                 ranges.store(name, found)
         # Statistics of its own make the weights of a subnet differ from those of others.

@@ -134,7 +134,8 @@ def load_hardware(request: TuneRequest) -> tuple[hardware.HardwareProfile, hardw
     """The profile and the setting that a request is for, and whether this machine is that SKU.
 
     Raises:
-        HardwareError: There is no such profile, or latencies are to be measured and this is another machine.
+        HardwareError: There is no such profile, or latencies are to be measured without a cluster and this is another
+            machine.
     """
     auto = request.hardware == "auto"
     profile = hardware.match(hardware.detect()) if auto else hardware.load_profile(request.hardware)
