@@ -33,12 +33,14 @@ from neural_compressor.config import options
 from transformers import BertConfig, BertForSequenceClassification
 
 from qnas_plugin import registry
+from qnas_plugin.environment import detect
 from qnas_plugin.hardware import RuntimeSetting
 from qnas_plugin.materialize import Graph, export, export_module
+from qnas_plugin.metrics import Scorer
 from qnas_plugin.space import Candidate, Precision
 from qnas_plugin.supernets import Supernet
 from qnas_plugin.tasks import Batch, Inputs
-from qnas_plugin.workbench import Job, Workbench
+from qnas_plugin.workbench import Job, Workbench, write
 
 TEXTS = 100
 MODELS: Mapping[str, tuple[int, int, int, int, int]] = {
@@ -54,6 +56,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=["minilm", "bert-base"])
     parser.add_argument("--candidates", type=int, default=3)
+    parser.add_argument("--no-memory", action="store_true", help="leave out the memory, which needs minutes")
     parser.add_argument("--memory-of", choices=["here", "plain"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -66,6 +69,8 @@ def main() -> None:
             return
         for name in arguments.models:
             compare(name, arguments.candidates, Path(folder))
+            if not arguments.no_memory:
+                compare_memory(name)
 
 
 def compare(name: str, count: int, folder: Path) -> None:
@@ -84,8 +89,8 @@ def compare(name: str, count: int, folder: Path) -> None:
         for title, which in (("here", candidate), ("second", second)):
             seconds: dict[str, float] = {}
             began = time.perf_counter()
-            content = workbench.build(Job(which, supernet.cut(which)), seconds).SerializeToString()
-            (folder / "here.onnx").write_bytes(content)
+            job = Job(which, supernet.cut(which))
+            write(folder / "here.onnx", workbench.build(job, seconds, threads=detect().usable_cores))
             seconds["all"] = time.perf_counter() - began
             for stage, value in seconds.items():
                 rows.setdefault(f"{title} {stage}", []).append(value)
@@ -96,29 +101,39 @@ def compare(name: str, count: int, folder: Path) -> None:
         print(f"  {title:16} {median(values):8.3f}   ({min(values):.3f} to {max(values):.3f})")
     print(f"  a new subnet:      {median(rows['plain all']) / median(rows['here all']):5.1f} times as fast")
     print(f"  a further policy:  {median(rows['plain all']) / median(rows['second all']):5.1f} times as fast")
-    fp32_mb = sum(array.nbytes for array in workbench.graph.weights.values()) / 1e6
-    del supernet, workbench
+
+
+def compare_memory(name: str) -> None:
+    """Prints the peaks of one model."""
     for way in ("here", "plain"):
         command = [sys.executable, __file__, "--models", name, "--memory-of", way]
         peaks = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+        fp32_mb = peaks.pop("fp32")
         for title, megabytes in peaks.items():
             print(f"  peak memory, {way}, {title}: {megabytes:.0f} MB, {megabytes / fp32_mb:.1f} x {fp32_mb:.0f} MB")
 
 
 def peak(name: str, which: str, folder: Path) -> dict[str, float]:
-    """Megabytes at the peaks, above those after the imports: of the export, and of building a candidate after it."""
+    """Megabytes at the peaks, above those after the imports: exported, then each candidate built, then run."""
     start = psutil.Process().memory_info().rss / 1e6
     supernet, workbench, padded = prepare(name, folder)
-    loaded = highest() - start
-    Path("/proc/self/clear_refs").write_text("5")  # the highest so far is forgotten
-    candidate = supernet.space.corner("largest", Precision.INT8)
-    if which == "here":
-        job = Job(candidate, supernet.cut(candidate))
-        del supernet
-        (folder / "here.onnx").write_bytes(workbench.build(job).SerializeToString())
-    else:
-        plain(supernet, workbench.graph, candidate, padded, folder)
-    return {"supernet exported": loaded, "largest candidate built": highest() - start}
+    peaks = {"fp32": sum(array.nbytes for array in workbench.graph.weights.values()) / 1e6}
+
+    def mark(title: str) -> None:
+        peaks[title] = highest() - start
+        Path("/proc/self/clear_refs").write_text("5")  # the highest so far is forgotten
+
+    mark("supernet exported")
+    for precision in (Precision.INT8, Precision.FP32):
+        candidate = supernet.space.corner("largest", precision)
+        if which == "plain":
+            plain(supernet, workbench.graph, candidate, padded, folder)
+            mark(f"largest candidate in {precision} built")
+        else:
+            job = Job(candidate, supernet.cut(candidate), (1.0, 0.0))
+            workbench.evaluate(job, folder, threads=detect().usable_cores)
+            mark(f"largest candidate in {precision} built and run")
+    return peaks
 
 
 def highest() -> float:
@@ -145,7 +160,7 @@ def prepare(name: str, folder: Path) -> tuple[Supernet, Workbench, list[Batch]]:
     graph = export(supernet, sorted_[0].inputs)
     labels = np.zeros(len(sorted_[0].positions), dtype=np.int64)
     setting = RuntimeSetting(sequence_length=length)
-    workbench = Workbench(graph, sorted_, sorted_[:1], labels, sorted_[0].inputs, setting)
+    workbench = Workbench(graph, sorted_, sorted_[:1], Scorer("accuracy", labels), sorted_[0].inputs, setting)
     assert workbench.fingerprint  # hashes the weights, once a run
     return supernet, workbench, padded
 

@@ -154,7 +154,7 @@ def verify(
         if candidate.key not in seen:  # not every algorithm asks for the baselines
             seen[candidate.key] = {"accuracy": float(evaluator.scores(paths[name], "search").mean())}
     latencies: dict[str, dict[str, Any]]
-    if evaluator.here:
+    if evaluator.timed:
         on_stage(f"Timing {len(paths)} models in turns")
         timed = evaluator.latency(list(paths.values()), rounds=5)
         latencies = {
@@ -236,7 +236,8 @@ def latency_record(evaluator: Evaluator, notes: Sequence[str]) -> dict[str, Any]
     table = evaluator.estimator.table if evaluator.estimator else None
     return {
         "search": "measured" if table is None else "table",
-        "verified": "measured" if evaluator.here else "predicted",
+        "verified": "measured" if evaluator.timed else "predicted",
+        "machine": "here" if evaluator.timer is None else "a worker",
         "notes": list(notes),
         "table": None
         if table is None
@@ -263,8 +264,7 @@ def write_candidate(evaluator: Evaluator, candidate: Candidate, folder: Path) ->
         OutputError: The folder cannot be written.
         CandidateError: The candidate cannot be built.
     """
-    model = evaluator.build(candidate)
-    write_bytes(folder / "model.onnx", model.SerializeToString(deterministic=True))
+    evaluator.write(candidate, folder / "model.onnx")
     try:
         if config := evaluator.supernet.config(candidate):
             write_json(folder / "config.json", config)

@@ -10,10 +10,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from onnx import helper
 
-from qnas_plugin.materialize import Graph, Statistics, epsilon, module_path, sliced, store
+from qnas_plugin.materialize import Graph, Statistics, epsilon, module_path, outlined, sliced
 from qnas_plugin.supernets import Cut
 from qnas_plugin.tasks import Batch, Inputs
 
@@ -50,14 +49,9 @@ def estimate(graph: Graph, cut: Cut, batches: Sequence[Batch], *, threads: int =
     del model.graph.node[:], model.graph.output[:]
     model.graph.node.extend(nodes)
     names = [f"{path}.{name}" for path in paths for name in ("batch_mean", "batch_variance")]
-    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-    store(model.graph, weights)
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3  # errors alone
-    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    inputs = [value.name for value in session.get_inputs()]
-    found = [session.run(names, {name: joined[name] for name in inputs}) for joined in _joined(batches)]
+    with outlined(model, weights).running(threads=threads, outputs=names) as session:
+        inputs = [value.name for value in session.get_inputs()]
+        found = [session.run(names, {name: joined[name] for name in inputs}) for joined in _joined(batches)]
     vectors = [np.mean(values, axis=0).ravel() for values in zip(*found, strict=True)]
     return {path: (vectors[2 * i], vectors[2 * i + 1]) for i, path in enumerate(paths)}
 

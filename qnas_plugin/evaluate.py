@@ -13,16 +13,20 @@ import onnx
 
 from qnas_plugin import measure
 from qnas_plugin.errors import MaterializeError
-from qnas_plugin.files import write_bytes
+from qnas_plugin.files import write_parts
 from qnas_plugin.hardware import RuntimeSetting, detect
 from qnas_plugin.latency_table import Estimator
-from qnas_plugin.materialize import materialize
+from qnas_plugin.materialize import subnet
 from qnas_plugin.metrics import REFERENCE, Scorer, references
+from qnas_plugin.outline import Outline
 from qnas_plugin.space import Candidate, Precision
 from qnas_plugin.study import Evaluation
 from qnas_plugin.supernets import Network
-from qnas_plugin.tasks import Batch, Dataset, Examples, Processor
+from qnas_plugin.tasks import Batch, Dataset, Examples, Inputs, Processor
 from qnas_plugin.workbench import Job, Workbench
+
+Timer = Callable[[Sequence[Path], Inputs, RuntimeSetting, int], list[measure.Latency]]
+"""Measures models on the same inputs at a setting, in so many rounds."""
 
 TOLERANCE = 1e-4
 BATCH = 32
@@ -38,7 +42,11 @@ class Evaluator:
         setting: What latencies are measured at.
         estimator: Gives the latencies of the search from a table; None measures them.
         here: Whether this machine is the SKU, so that verified latencies can be measured.
+        timer: Measures ONNX files on a machine that is the SKU, in so many rounds, where this one is not.
         judge: What gives the accuracy of a file, in place of the search and the report part.
+
+    Attributes:
+        timed: Whether verified latencies are measured; otherwise they are the table's.
 
     Raises:
         MaterializeError: The graph has another form than expected.
@@ -54,11 +62,13 @@ class Evaluator:
         *,
         estimator: Estimator | None = None,
         here: bool = True,
+        timer: Timer | None = None,
         judge: Callable[[Path], float] | None = None,
     ) -> None:
-        assert here or estimator is not None
+        assert here or timer is not None or estimator is not None
         self.supernet, self.dataset, self.processor, self.setting = supernet, dataset, processor, setting
-        self.estimator, self.here = estimator, here
+        self.estimator, self.timer = estimator, None if here else timer
+        self.timed = here or timer is not None
         calibration = list(processor.batches(dataset.calibration.inputs, 8))
         self.graph = supernet.graph(calibration[0].inputs)
         search = processor.batches(dataset.search.inputs, BATCH)
@@ -86,7 +96,19 @@ class Evaluator:
         Raises:
             CandidateError: It cannot be built, or its policy did not land.
         """
-        return self.workbench.build(self.job(candidate))
+        return self._outline(candidate).whole()
+
+    def write(self, candidate: Candidate, path: Path) -> None:
+        """Builds a candidate and writes its file, the same bytes each time.
+
+        Raises:
+            CandidateError: It cannot be built, or its policy did not land.
+            OutputError: The file cannot be written.
+        """
+        write_parts(path, self._outline(candidate).parts())
+
+    def _outline(self, candidate: Candidate) -> Outline:
+        return self.workbench.build(self.job(candidate), threads=detect().usable_cores)
 
     def evaluate(self, candidate: Candidate, folder: Path) -> Evaluation:
         """Builds and measures a candidate: accuracy on the search part, latency, size. The file is left in ``folder``.
@@ -107,7 +129,14 @@ class Evaluator:
         return measure.scores(model, batches, scorer, threads=threads)
 
     def latency(self, models: Sequence[Path], rounds: int = 3) -> list[measure.Latency]:
-        """The latencies of ONNX files at the evaluator's setting, measured in turns."""
+        """The latencies of ONNX files at the evaluator's setting, measured in turns.
+
+        Raises:
+            MeasurementError: A model cannot be run.
+            ClusterError: No worker measured them.
+        """
+        if self.timer is not None:
+            return self.timer(models, self.workbench.timing_inputs, self.setting, rounds)
         return measure.latency(models, self.workbench.timing_inputs, self.setting, rounds=rounds)
 
     def accuracy(self, candidate: Candidate, folder: Path) -> float:
@@ -117,7 +146,7 @@ class Evaluator:
             CandidateError: It cannot be built or run.
         """
         path = folder / "model.onnx"
-        write_bytes(path, self.build(candidate).SerializeToString(deterministic=True))
+        self.write(candidate, path)
         return float(self.scores(path, "search").mean())
 
     def estimate(self, candidate: Candidate) -> float:
@@ -132,7 +161,7 @@ class Evaluator:
             MaterializeError: They differ by more than 1e-4, or that share of the largest output where it is above 1.
         """
         cut, batch = self.supernet.cut(candidate), self.workbench.calibration[0]
-        ((_, got),) = measure.run(materialize(self.graph, cut).SerializeToString(), [batch], threads=1)
+        ((_, got),) = measure.run(subnet(self.graph, cut), [batch], threads=detect().usable_cores)
         for name, expected in self.supernet.outputs(cut, batch.inputs).items():
             difference = float(np.abs(np.subtract(got[name], expected, dtype=np.float64)).max())
             allowed = TOLERANCE * max(1.0, float(np.abs(expected).max()))
@@ -153,6 +182,5 @@ class Evaluator:
         if self.dataset.metric not in REFERENCE:
             return Scorer(self.dataset.metric, examples.labels)
         whole = self.supernet.cut(self.supernet.space.corner("largest", Precision.FP32))
-        model = materialize(self.graph, whole).SerializeToString()
-        runs = measure.run(model, batches, threads=detect().usable_cores)
+        runs = measure.run(subnet(self.graph, whole), batches, threads=detect().usable_cores)
         return Scorer(self.dataset.metric, references([(batch.positions, outputs) for batch, outputs in runs]))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +20,17 @@ def write_bytes(path: Path, content: bytes) -> None:
     Raises:
         OutputError: The folder cannot be made or written, or the disk is full.
     """
+    write_parts(path, [content])
+
+
+def write_parts(path: Path, parts: Iterable[bytes | memoryview]) -> None:
+    """Writes the pieces of a file; see ``write_bytes``."""
     temporary: str | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
+            file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())
         Path(temporary).chmod(0o666 & ~_umask())
@@ -55,6 +63,25 @@ def make_folder(folder: Path) -> None:
             pass
     except OSError as error:
         raise OutputError(f"cannot write to the folder {folder}: {error.strerror}; give another --out") from None
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keeps other runs out of an output folder; ends with the process, however it ends.
+
+    Raises:
+        OutputError: Another process is at it.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise OutputError(
+            f"another process is writing to {folder}; wait until it ends, or give another --out"
+        ) from None
+    finally:
+        os.close(descriptor)
 
 
 def _umask() -> int:

@@ -23,6 +23,7 @@ from onnx import helper, numpy_helper
 from torch import nn
 
 from qnas_plugin.errors import MaterializeError
+from qnas_plugin.outline import Outline
 from qnas_plugin.supernets import Cut, Supernet
 from qnas_plugin.tasks import Inputs
 
@@ -40,7 +41,7 @@ class Graph:
     """The exported graph of a whole supernet.
 
     Args:
-        model: The ONNX model without initializers.
+        model: The ONNX model, a supernet's without initializers; those in ``weights`` have no values in it.
         weights: Initializers by name; ``<path>.weight.<k>`` is the kernel of size k of an elastic convolution.
         groups: Precision group to the names of its nodes.
     """
@@ -53,20 +54,22 @@ class Graph:
 def export(supernet: Supernet, inputs: Inputs) -> Graph:
     """Exports the whole supernet; the inputs only give names, types and ranks.
 
+    The graph and the torch model share the memory of kernels, matrices and tables.
+
     Raises:
         MaterializeError: The graph has another form than expected.
     """
     supernet.activate(None)
-    model = export_module(supernet.model, inputs, fold=False)
+    model = export_module(supernet.model, inputs, fold=False, parameters=False)
+    weights = _take_parameters(model.graph, supernet.model)
     linears = tuple(name for name, module in supernet.model.named_modules() if isinstance(module, nn.Linear))
-    weights = {init.name: numpy_helper.to_array(init) for init in model.graph.initializer}
-    del model.graph.initializer[:]
     _restore_shared(model.graph, weights)
     _name_linears(model.graph, weights, supernet.model, linears)
     _name_parameters(model.graph, weights, supernet.model)
     _free_head_counts(model.graph, weights)
+    _take_folded(model.graph, weights, supernet.model, inputs)
     read = {name for node in model.graph.node for name in node.input}
-    weights = {name: array for name, array in weights.items() if name in read}  # each linear layer's is there twice
+    weights = {name: array for name, array in weights.items() if name in read}
     groups = _nodes_of_groups(model.graph, weights, supernet.groups)
     for path, conv in supernet.model.named_modules():
         for kernel in getattr(conv, "kernels", ())[:-1]:
@@ -85,11 +88,16 @@ def materialize(graph: Graph, cut: Cut, statistics: Statistics | None = None) ->
     Raises:
         MaterializeError: A skipped block has no single input and output.
     """
+    return subnet(graph, cut, statistics).whole()
+
+
+def subnet(graph: Graph, cut: Cut, statistics: Statistics | None = None) -> Outline:
+    """As ``materialize``; weights that are not cut share the memory of the supernet's."""
+    if not cut.widths:  # it is no supernet, and stays as it is
+        return Outline(graph.model, graph.weights)
     model, weights = sliced(graph, cut)
-    if cut.widths:  # else it is no supernet, and stays as it is
-        _fold_norms(model.graph, weights, statistics or {})
-    store(model.graph, weights)
-    return model
+    _fold_norms(model.graph, weights, statistics or {})
+    return outlined(model, weights)
 
 
 def sliced(graph: Graph, cut: Cut) -> tuple[onnx.ModelProto, dict[str, npt.NDArray[Any]]]:
@@ -108,28 +116,33 @@ def sliced(graph: Graph, cut: Cut) -> tuple[onnx.ModelProto, dict[str, npt.NDArr
     for node in model.graph.node:
         if node.op_type == "Conv" and module_path(node) in cut.widths:
             _fit_conv(node, weights[node.input[1]].shape)
-    if cut.widths:
-        for conv, norm in _normalised(model.graph):
-            outputs = len(weights[conv.input[1]])
-            weights |= {name: weights[name][:outputs] for name in norm.input[1:]}
+    for conv, norm in _normalised(model.graph):
+        outputs = len(weights[conv.input[1]])
+        weights |= {name: weights[name][:outputs] for name in norm.input[1:]}
     return model, weights
 
 
-def store(graph: onnx.GraphProto, weights: Mapping[str, npt.NDArray[Any]]) -> None:
-    """Gives a graph those weights that it uses as its initializers."""
-    used = dict.fromkeys(name for node in graph.node for name in node.input)
-    graph.initializer.extend(
-        numpy_helper.from_array(np.ascontiguousarray(weights[name]), name) for name in used if name in weights
-    )
+def outlined(model: onnx.ModelProto, weights: Mapping[str, npt.NDArray[Any]]) -> Outline:
+    """A model without initializers with those weights that it uses."""
+    kept = {}
+    for name in dict.fromkeys(name for node in model.graph.node for name in node.input if name in weights):
+        array = np.ascontiguousarray(weights[name]) if weights[name].ndim else weights[name]
+        if array.ndim > 1 and array.dtype == np.float32:
+            kept[name] = array
+            model.graph.initializer.add(name=name, data_type=onnx.TensorProto.FLOAT, dims=array.shape)
+        else:
+            model.graph.initializer.append(numpy_helper.from_array(array, name))
+    return Outline(model, kept)
 
 
-def export_module(module: nn.Module, inputs: Inputs, *, fold: bool = True) -> onnx.ModelProto:
+def export_module(module: nn.Module, inputs: Inputs, *, fold: bool = True, parameters: bool = True) -> onnx.ModelProto:
     """The plain export of what a torch model computes now, with free batch and sequence axes.
 
     Args:
         module: The model.
         inputs: They give names, types and ranks.
         fold: Whether BatchNorms become part of the convolutions before them.
+        parameters: Whether to store the parameters; otherwise they are inputs of the graph.
     """
     # torch 2.13 names the inputs in the order of the signature, also those given by keyword.
     inputs = {name: inputs[name] for name in inspect.signature(module.forward).parameters if name in inputs}
@@ -152,6 +165,7 @@ def export_module(module: nn.Module, inputs: Inputs, *, fold: bool = True) -> on
             opset_version=OPSET,
             training=torch.onnx.TrainingMode.EVAL if fold else torch.onnx.TrainingMode.PRESERVE,
             dynamo=False,
+            export_params=parameters,
         )
     return onnx.load_from_string(file.getvalue())
 
@@ -167,11 +181,42 @@ def _restore_shared(graph: onnx.GraphProto, weights: dict[str, npt.NDArray[Any]]
     _replace_nodes(graph, kept)
 
 
+def _take_parameters(graph: onnx.GraphProto, module: nn.Module) -> dict[str, npt.NDArray[Any]]:
+    """Takes parameters out of the inputs of a graph."""
+    state = module.state_dict()
+    weights = {}
+    for value in list(graph.input):
+        if value.name in state:
+            weights[value.name] = _array(state[value.name])
+            graph.input.remove(value)
+    return weights
+
+
+def _array(parameter: torch.Tensor) -> npt.NDArray[Any]:
+    """The values of a parameter, in its own memory unless it is a vector."""
+    array: npt.NDArray[Any] = parameter.detach().numpy()
+    return array if array.ndim > 1 else array.copy()
+
+
+def _take_folded(
+    graph: onnx.GraphProto, weights: dict[str, npt.NDArray[Any]], module: nn.Module, inputs: Inputs
+) -> None:
+    """Takes in what the exporter computed from parameters; only an export that stores all has the values."""
+    folded = [value for value in graph.input if value.name not in inputs]
+    read = {name for node in graph.node for name in node.input}
+    if any(value.name in read for value in folded):
+        stored = export_module(module, inputs, fold=False).graph.initializer
+        weights |= {init.name: numpy_helper.to_array(init) for init in stored if init.name in read - weights.keys()}
+    for value in folded:
+        graph.input.remove(value)
+
+
 def _name_linears(
     graph: onnx.GraphProto, weights: dict[str, npt.NDArray[Any]], module: nn.Module, linears: Iterable[str]
 ) -> None:
     """Makes each linear layer a MatMul and an Add with initializers ``<path>.weight`` (in, out) and ``<path>.bias``."""
     nodes = []
+    products = {node.output[0] for node in graph.node if node.op_type == "MatMul"}
     for node in graph.node:
         path = module_path(node)
         if path not in linears or node.op_type not in ("MatMul", "Gemm", "Add"):
@@ -180,12 +225,13 @@ def _name_linears(
         linear: Any = module.get_submodule(path)
         weight, bias = f"{path}.weight", f"{path}.bias"
         if node.op_type == "Add":
-            product = next(name for name in node.input if name not in weights)
+            product = next(name for name in node.input if name in products)
             nodes.append(helper.make_node("Add", [product, bias], list(node.output), node.name))
             continue
-        weights[weight] = linear.weight.detach().numpy().T.copy()
+        weights[weight] = np.ascontiguousarray(linear.weight.detach().numpy().T)
+        linear.weight.data = torch.from_numpy(weights[weight]).T  # one copy for both, transposed for torch
         if linear.bias is not None:
-            weights[bias] = linear.bias.detach().numpy().copy()
+            weights[bias] = _array(linear.bias)
         if node.op_type == "MatMul":
             nodes.append(helper.make_node("MatMul", [node.input[0], weight], list(node.output), node.name))
         else:
@@ -207,7 +253,7 @@ def _name_parameters(graph: onnx.GraphProto, weights: dict[str, npt.NDArray[Any]
         if node.op_type in _PARAMETERS and isinstance(modules.get(path), nn.Conv2d | nn.BatchNorm2d):
             for i, name in enumerate(_PARAMETERS[node.op_type][: len(node.input) - 1], start=1):
                 node.input[i] = f"{path}.{name}"
-                weights[node.input[i]] = getattr(modules[path], name).detach().numpy().copy()
+                weights[node.input[i]] = _array(getattr(modules[path], name))
 
 
 def _free_head_counts(graph: onnx.GraphProto, weights: dict[str, npt.NDArray[Any]]) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from qnas_plugin.environment import cores
 from qnas_plugin.errors import HardwareError, MeasurementError
 from qnas_plugin.hardware import RuntimeSetting
 from qnas_plugin.metrics import Outputs, Scorer
+from qnas_plugin.outline import Outline
 from qnas_plugin.tasks import Batch, Inputs
 
 # Weights in memory take up to this times their file: the file's own, and packed for the processor.
@@ -85,21 +87,24 @@ def scores(model: Path, batches: Iterable[Batch], scorer: Scorer, *, threads: in
     return values
 
 
-def run(model: Path | bytes, batches: Iterable[Batch], *, threads: int) -> Iterator[tuple[Batch, Outputs]]:
-    """Each batch with what an ONNX file, or the content of one, gives for it.
+def run(model: Path | Outline, batches: Iterable[Batch], *, threads: int) -> Iterator[tuple[Batch, Outputs]]:
+    """Each batch with what an ONNX file, or a model in memory, gives for it.
 
     Raises:
         MeasurementError: The model cannot be run on the batches.
     """
-    name = "the model" if isinstance(model, bytes) else f"'{model.name}'"
-    with _running(name):
-        # Threads sleep while they wait: other work shares the machine, and nobody looks at the time.
-        session = timing.session(model, threads, spinning=False)
-        names = [output.name for output in session.get_outputs()]
-    for batch in batches:
+    name = "the model" if isinstance(model, Outline) else f"'{model.name}'"
+    with ExitStack() as stack:
         with _running(name):
-            values = session.run(names, timing.feed(session, batch.inputs))
-        yield batch, dict(zip(names, values, strict=True))
+            if isinstance(model, Outline):
+                session = stack.enter_context(model.running(threads=threads))
+            else:  # threads sleep while they wait: other work shares the machine, and nobody looks at the time
+                session = timing.session(model, threads, spinning=False)
+            names = [output.name for output in session.get_outputs()]
+        for batch in batches:
+            with _running(name):
+                values = session.run(names, timing.feed(session, batch.inputs))
+            yield batch, dict(zip(names, values, strict=True))
 
 
 def size_mb(model: Path) -> float:

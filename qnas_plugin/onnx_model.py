@@ -30,6 +30,7 @@ from google.protobuf.message import DecodeError, EncodeError  # type: ignore[imp
 from qnas_plugin import timing
 from qnas_plugin.errors import CheckpointError, UsageError
 from qnas_plugin.materialize import Graph
+from qnas_plugin.outline import Outline
 from qnas_plugin.precision import DEFAULT, Precisions
 from qnas_plugin.quantize import WEIGHT_INPUT
 from qnas_plugin.space import Candidate, Genes, Precision, SearchSpace, Variable
@@ -74,7 +75,9 @@ def load(path: str, *, precisions: Precisions | None = None) -> OnnxModel:
         )
     precisions = precisions or Precisions()
     precisions.check([node.name for node in layers])
-    return OnnxModel(file, model, group(layers, precisions), precisions, hashlib.sha256(content).hexdigest())
+    return OnnxModel(
+        file, Outline.of(model), group(layers, precisions), precisions, hashlib.sha256(content).hexdigest()
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,14 +86,14 @@ class OnnxModel:
 
     Args:
         file: Where it came from; what clients need beside it stands there too.
-        model: The same as a plain graph: constants folded, batch normalisation in the convolutions before it.
+        outline: The same as a plain graph: constants folded, batch normalisation in the convolutions before it.
         groups: Precision group to the names of its nodes.
         precisions: The choices of each group.
         content: A hash of the file and the weights beside it.
     """
 
     file: Path
-    model: onnx.ModelProto
+    outline: Outline
     groups: Mapping[str, tuple[str, ...]]
     precisions: Precisions
     content: str
@@ -113,7 +116,7 @@ class OnnxModel:
         return hashlib.sha256(f"{self.content} {self.space.fingerprint} {self.groups}".encode()).hexdigest()[:12]
 
     def graph(self, inputs: Inputs) -> Graph:
-        return Graph(self.model, {}, self.groups)
+        return Graph(self.outline.model, self.outline.weights, self.groups)
 
     def outputs(self, cut: Cut, inputs: Inputs) -> Mapping[str, npt.NDArray[Any]]:
         session = timing.session(self.file, 1, spinning=False)
@@ -125,7 +128,7 @@ class OnnxModel:
 
     def weight_mb(self, genes: Genes) -> npt.NDArray[np.float64]:
         total = np.zeros(len(genes))
-        counts = _weights(self.model.graph)
+        counts = _weights(self.outline.model.graph)
         for i, (variable, names) in enumerate(zip(self.space.variables, self.groups.values(), strict=True)):
             bytes_ = np.array([4 if choice == Precision.FP32 else 1 for choice in variable.choices])
             total += bytes_[genes[:, i]] * sum(dict(counts[name] for name in names).values())

@@ -16,16 +16,17 @@ import copy
 import math
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
-import onnxruntime as ort
 
 from qnas_plugin.errors import QuantizationError
+from qnas_plugin.outline import Outline
 from qnas_plugin.precision import FORMATS
 from qnas_plugin.space import Precision
 from qnas_plugin.tasks import Batch
@@ -40,7 +41,6 @@ with warnings.catch_warnings():  # 3.7.1 imports pkg_resources, which warns
         QuantizedValueType,
         _get_qrange_for_qType,
         calculate_scale_zp,
-        quantize_data_per_channel,
         quantize_data_with_scale_zero,
     )
     from neural_compressor.model.onnx_model import ONNXModel
@@ -54,8 +54,8 @@ Groups = Mapping[str, tuple[str, ...]]
 Ranges = Mapping[str, tuple[float, float]]
 """Tensor name to its smallest and largest value over the calibration data."""
 
-_Weights = dict[tuple[str, int, int | None], QuantizedInitializer]
-"""Quantized weights by name, type and channel axis; the axis is None for one scale."""
+Quantized = MutableMapping[tuple[str, tuple[int, ...], int, int | None], QuantizedInitializer]
+"""Quantized weights by name, shape, type and channel axis; the axis is None for one scale."""
 
 WEIGHT_INPUT = {"MatMul": 1, "Gemm": 1, "Conv": 1, "Gather": 0}
 """The operators that can be quantized, and which of their inputs is the weight or the table."""
@@ -63,6 +63,7 @@ WEIGHT_INPUT = {"MatMul": 1, "Gemm": 1, "Conv": 1, "Gather": 0}
 # ONNX Runtime has kernels with integer inputs and an FP32 output for these; to round the output too costs accuracy and
 # time. A Conv or Gather is an integer kernel only with a rounded output.
 _FP32_OUTPUT = ["MatMul", "Gemm"]
+_AT_ONCE = 1 << 16  # numbers quantized together: what they need stays in the cache of a core
 _REDUCE_RANGE = False  # else Neural Compressor takes it from the CPU that it runs on
 
 _DTYPES = {"sym": onnx.TensorProto.INT8, "asym": onnx.TensorProto.UINT8}
@@ -70,48 +71,45 @@ _TABLE = {"dtype": onnx.TensorProto.UINT8, "scheme": "asym", "granularity": "per
 _ACTIVATION = _TABLE | {"quant_mode": "static"}
 
 
-def calibrate(model: onnx.ModelProto, groups: Groups, batches: Sequence[Batch], *, threads: int = 1) -> Calibrated:
+def calibrate(
+    model: onnx.ModelProto | Outline, groups: Groups, batches: Sequence[Batch], *, threads: int = 1
+) -> Calibrated:
     """Runs an FP32 model over the calibration data and keeps the range of every tensor that may be quantized.
 
     Args:
         model: The FP32 model, not changed.
         groups: All that may be quantized in it; whatever is in no group stays FP32.
         batches: Calibration data, of any batch sizes and sequence lengths.
-        threads: Threads of the run; 0 lets ONNX Runtime take all cores.
+        threads: Threads of the run; 0 lets ONNX Runtime take all cores. The ranges don't depend on them.
 
     Raises:
         QuantizationError: The groups don't fit the model, there are no batches, a batch lacks an input, or an
             activation is not finite.
     """
-    nodes = _nodes(model, groups)
+    outline = Outline.of(model)
+    nodes = _nodes(outline.model, groups)
     if not batches:
         raise QuantizationError("there are no calibration batches; give at least one example")
     tables = {node.output[0]: node.input[0] for node in nodes if node.op_type == "Gather"}
     tensors = [name for name in _activations(nodes) if name not in tables]
-    observed = onnx.ModelProto()
-    observed.CopyFrom(model)
-    outputs = {output.name for output in model.graph.output}
-    observed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors if name not in outputs)
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # as fit does, to the last bit
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3  # errors alone
-    session = ort.InferenceSession(observed.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    inputs = [value.name for value in session.get_inputs()]
     ranges: dict[str, tuple[float, float]] = {}
-    for batch in batches:
-        missing = [name for name in inputs if name not in batch.inputs]
-        if missing:
-            raise QuantizationError(f"the calibration data has no '{missing[0]}'; the model needs {', '.join(inputs)}")
-        values = session.run(tensors, {name: batch.inputs[name] for name in inputs})
-        for name, value in zip(tensors, values, strict=False):  # no tensors means all outputs to ONNX Runtime
-            low, high = ranges.get(name, (math.inf, -math.inf))
-            ranges[name] = float(np.minimum(low, value.min())), float(np.maximum(high, value.max()))  # keeps NaN
-    stored = {initializer.name: initializer for initializer in model.graph.initializer}
+    # Without optimization as fit does it, to the last bit.
+    with outline.running(threads=threads, outputs=tensors, optimized=False) as session:
+        inputs = [value.name for value in session.get_inputs()]
+        for batch in batches:
+            missing = [name for name in inputs if name not in batch.inputs]
+            if missing:
+                raise QuantizationError(
+                    f"the calibration data has no '{missing[0]}'; the model needs {', '.join(inputs)}"
+                )
+            values = session.run(tensors, {name: batch.inputs[name] for name in inputs})
+            for name, value in zip(tensors, values, strict=False):  # no tensors means all outputs to ONNX Runtime
+                low, high = ranges.get(name, (math.inf, -math.inf))
+                ranges[name] = float(np.minimum(low, value.min())), float(np.maximum(high, value.max()))  # keeps NaN
     for name, table in tables.items():  # any row may be asked for later, and equal scales cost no second rounding
-        values = onnx.numpy_helper.to_array(stored[table])
+        values = outline.weights[table]
         ranges[name] = float(values.min()), float(values.max())
-    return Calibrated(model, groups, ranges)
+    return Calibrated(outline, groups, ranges)
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,18 +123,20 @@ class Calibrated:
         model: The FP32 model; must not be changed afterwards.
         groups: All that may be quantized in it.
         ranges: What each MatMul, Gemm and Conv of a group reads, and what each Conv and Gather writes.
+        quantized: Where quantized weights are kept. Models in which weights of one name and shape are equal, as in the
+            subnets of a supernet, may share it.
 
     Raises:
         QuantizationError: The groups don't fit the model, or a range is missing or not finite.
     """
 
-    model: onnx.ModelProto
+    model: onnx.ModelProto | Outline
     groups: Groups
     ranges: Ranges
-    _weights: _Weights = field(default_factory=dict, init=False, repr=False, compare=False)
+    quantized: Quantized = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        for name in _activations(_nodes(self.model, self.groups)):
+        for name in _activations(_nodes(self._fp32.model, self.groups)):
             if name not in self.ranges:
                 raise QuantizationError(f"tensor '{name}' has no range; calibrate this model again")
             if not all(map(math.isfinite, self.ranges[name])):
@@ -144,7 +144,15 @@ class Calibrated:
                 raise QuantizationError(f"tensor '{name}' ranges from {low} to {high}; the model must be finite")
 
     def emit(self, policy: Policy) -> onnx.ModelProto:
-        """The model under a policy, verified; equal to the FP32 model when the policy has no INT8 group.
+        """The model under a policy with all values; see ``outline``.
+
+        Raises:
+            QuantizationError: The policy names other groups than the model has, or it did not land in the graph.
+        """
+        return self.outline(policy).whole()
+
+    def outline(self, policy: Policy) -> Outline:
+        """The model under a policy, verified; the FP32 model when the policy has no INT8 group.
 
         Deterministic: the same model, groups, ranges and policy give the same bytes in every process.
 
@@ -152,13 +160,12 @@ class Calibrated:
             QuantizationError: The policy names other groups than the model has, or it did not land in the graph.
         """
         _check_policy(self.groups, policy)
-        quantized = onnx.ModelProto()
         formats = {name: policy[group] for group, names in self.groups.items() for name in names}
         int8 = {name for name, format in formats.items() if format != Precision.FP32}
         if not int8:
-            quantized.CopyFrom(self.model)
-            return quantized
-        quantized.CopyFrom(self._outline)
+            return self._fp32
+        quantized = onnx.ModelProto()
+        quantized.CopyFrom(self._template)
         config = {
             node.name: {"weight": _weight_config(node, formats[node.name]), "activation": _ACTIVATION}
             for node in quantized.graph.node
@@ -166,43 +173,33 @@ class Calibrated:
         }
         wrapped = ONNXModel(quantized)
         scales = ONNXRTAugment(wrapped, None, [], reduce_range=_REDUCE_RANGE).dump_calibration(config, self.ranges)
-        quantizer = _CachedQuantizer(wrapped, config, scales, self._initializers, self._weights)
+        quantizer = _CachedQuantizer(wrapped, config, scales, self._fp32.weights, self.quantized)
         quantizer.quantize_model()
         wrapped.topological_sort()
         _restore_fp32_inputs(quantized.graph, int8, {name for names in self.groups.values() for name in names} - int8)
-        for initializer in quantized.graph.initializer:
-            if initializer.name in self._initializers:
-                initializer.CopyFrom(self._initializers[initializer.name])
         verify(quantized, self.groups, policy)
-        return quantized
+        stored = {initializer.name for initializer in quantized.graph.initializer}
+        weights = {**self._fp32.weights, **quantizer.int8}
+        return Outline(quantized, {name: array for name, array in weights.items() if name in stored})
 
     @cached_property
-    def _initializers(self) -> dict[str, onnx.TensorProto]:
-        """The matrices, kernels and tables that ``_outline`` leaves out."""
-        return {
-            initializer.name: initializer
-            for initializer in self.model.graph.initializer
-            if initializer.data_type == onnx.TensorProto.FLOAT and len(initializer.dims) > 1
-        }
+    def _fp32(self) -> Outline:
+        return Outline.of(self.model)
 
     @cached_property
-    def _outline(self) -> onnx.ModelProto:
-        """The model without the values of its weights, which Neural Compressor would copy and serialise repeatedly.
+    def _template(self) -> onnx.ModelProto:
+        """What Neural Compressor gets: it would copy and serialise the values of weights repeatedly.
 
         Each Conv and Gemm of a group has a bias of its own in it: Neural Compressor 3.7.1 quantizes a shared one twice
         under one name, and the exporter of torch shares equal ones, also through Identity nodes.
         """
-        outline = onnx.ModelProto()
-        outline.CopyFrom(self.model)
-        graph = outline.graph
-        for initializer in graph.initializer:
-            if initializer.name in self._initializers:
-                initializer.ClearField("raw_data")
-                initializer.ClearField("float_data")
+        template = onnx.ModelProto()
+        template.CopyFrom(self._fp32.model)
+        graph = template.graph
         initializers = {initializer.name: initializer for initializer in graph.initializer}
         aliases = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Identity"}
         readers = Counter(name for node in graph.node for name in node.input)
-        for node in _nodes(outline, self.groups):
+        for node in _nodes(template, self.groups):
             if len(node.input) < 3 or not node.input[2]:
                 continue
             bias = aliases.get(node.input[2], node.input[2])
@@ -210,7 +207,7 @@ class Calibrated:
                 own = graph.initializer.add()
                 own.CopyFrom(initializers[bias])
                 own.name = node.input[2] = f"{bias}/{node.name}"
-        return outline
+        return template
 
 
 def verify(model: onnx.ModelProto, groups: Groups, policy: Policy) -> None:
@@ -350,8 +347,11 @@ class _CachedQuantizer(Quantizer):  # type: ignore[misc]
         model: The graph to quantize; its weights need no values.
         config: Node name to its settings, as the quantizer wants them.
         scales: Tensor name to zero point and scale.
-        initializers: The FP32 weights by name.
-        weights: The quantized weights of earlier runs; new ones are added.
+        weights: The FP32 weights by name.
+        quantized: The quantized weights of earlier runs; new ones are added.
+
+    Attributes:
+        int8: The quantized weights of this run by the names of their initializers, which have no values.
     """
 
     def __init__(
@@ -359,8 +359,8 @@ class _CachedQuantizer(Quantizer):  # type: ignore[misc]
         model: ONNXModel,
         config: Mapping[str, Any],
         scales: Mapping[str, Any],
-        initializers: Mapping[str, onnx.TensorProto],
-        weights: _Weights,
+        weights: Mapping[str, npt.NDArray[Any]],
+        quantized: Quantized,
     ) -> None:
         super().__init__(
             model,
@@ -372,8 +372,9 @@ class _CachedQuantizer(Quantizer):  # type: ignore[misc]
             reduce_range=_REDUCE_RANGE,
             optypes_to_exclude_output_quant=_FP32_OUTPUT,
         )
-        self._initializers = initializers
         self._weights = weights
+        self._kept = quantized
+        self.int8: dict[str, npt.NDArray[Any]] = {}
 
     def quantize_bias_tensor(self, node: onnx.NodeProto) -> None:
         super().quantize_bias_tensor(node)
@@ -383,7 +384,7 @@ class _CachedQuantizer(Quantizer):  # type: ignore[misc]
     def quantize_weight_per_channel(
         self, weight_name: str, weight_qType: int, scheme: str, channel_axis: int
     ) -> tuple[str, str, str]:
-        weight = self._quantized(weight_name, weight_qType, scheme, channel_axis)
+        weight = self._quantized(self.model.get_initializer(weight_name), weight_qType, scheme, channel_axis)
         names = f"{weight.name}_quantized", f"{weight.name}_zero_point", f"{weight.name}_scale"
         self._update_weight(weight)
         self.quantized_value_map[weight.name] = QuantizedValue(
@@ -392,29 +393,61 @@ class _CachedQuantizer(Quantizer):  # type: ignore[misc]
         return names
 
     def _get_quantized_weight(self, initializer: onnx.TensorProto, qType: int, scheme: str) -> QuantizedInitializer:
-        return self._quantized(initializer.name, qType, scheme, None)
+        return self._quantized(initializer, qType, scheme, None)
 
-    def _quantized(self, name: str, dtype: int, scheme: str, axis: int | None) -> QuantizedInitializer:
-        key = name, dtype, axis
-        if key not in self._weights:
-            self._weights[key] = _quantize(self._initializers[name], dtype, scheme, axis)
-        weight = copy.copy(self._weights[key])
+    def _update_weight(self, weight: QuantizedInitializer) -> None:
+        if weight.name in self.quantized_value_map:
+            return
+        name, dims = f"{weight.name}_quantized", weight.initializer.dims
+        self.int8[name] = weight.quantized_data
+        shape = [] if weight.axis is None else [dims[weight.axis]]
+        initializers = self.model.initializer()
+        initializers.add(name=name, data_type=weight.qType, dims=dims)
+        initializers.append(
+            onnx.helper.make_tensor(f"{weight.name}_scale", onnx.TensorProto.FLOAT, shape, weight.scales)
+        )
+        initializers.append(
+            onnx.helper.make_tensor(f"{weight.name}_zero_point", weight.qType, shape, weight.zero_points)
+        )
+
+    def _quantized(
+        self, initializer: onnx.TensorProto, dtype: int, scheme: str, axis: int | None
+    ) -> QuantizedInitializer:
+        name, values = initializer.name, self._weights[initializer.name]
+        key = name, values.shape, dtype, axis
+        if key not in self._kept:
+            self._kept[key] = _quantize(initializer, values, dtype, scheme, axis)
+        weight = copy.copy(self._kept[key])
         if self.model.get_initializer_share_num(name) > 1:
             weight.name = f"{name}_{dtype}"
         return weight
 
 
-def _quantize(initializer: onnx.TensorProto, dtype: int, scheme: str, axis: int | None) -> QuantizedInitializer:
+def _quantize(
+    initializer: onnx.TensorProto, values: npt.NDArray[Any], dtype: int, scheme: str, axis: int | None
+) -> QuantizedInitializer:
     """A weight quantized over its own minimum and maximum: per channel along an axis or, with None, as a whole."""
-    values = onnx.numpy_helper.to_array(initializer)
     span = _get_qrange_for_qType(dtype, _REDUCE_RANGE)
     if axis is None:
         low, high = min(float(values.min()), 0), max(float(values.max()), 0)
-        scale, zero_point = calculate_scale_zp(low, high, span, dtype, scheme)
-        rounded = quantize_data_with_scale_zero(values, dtype, scheme, scale, zero_point)
-        scales, zero_points = [scale], [zero_point]
     else:
-        _, _, zero_points, scales, rounded = quantize_data_per_channel(values, axis, span, dtype, scheme)
+        others = tuple(i for i in range(values.ndim) if i != axis)
+        low, high = np.minimum(values.min(others, keepdims=True), 0), np.maximum(values.max(others, keepdims=True), 0)
+    scale, zero_point = calculate_scale_zp(low, high, span, dtype, scheme)
+    rounded = np.empty(values.shape, np.int8 if dtype == onnx.TensorProto.INT8 else np.uint8)
+    rows = max(1, _AT_ONCE * len(values) // values.size)
+    for first in range(0, len(values), rows):
+        part = slice(first, first + rows)
+        own = (scale[part], zero_point[part]) if axis == 0 else (scale, zero_point)
+        rounded[part] = quantize_data_with_scale_zero(values[part], dtype, scheme, *own)
     return QuantizedInitializer(
-        initializer.name, initializer, [], [], zero_points, scales, quantized_data=rounded, axis=axis, qType=dtype
+        initializer.name,
+        initializer,
+        [],
+        [],
+        np.reshape(zero_point, -1),
+        np.reshape(scale, -1),
+        quantized_data=rounded,
+        axis=axis,
+        qType=dtype,
     )

@@ -338,7 +338,12 @@ def _errors_of(storage: str) -> Iterator[None]:
         yield
     except QnasError:
         raise
-    except (optuna.exceptions.OptunaError, sqlalchemy.exc.SQLAlchemyError, ImportError, ValueError, KeyError) as error:
+    except ImportError as error:
+        raise StudyError(
+            f"no driver for '{_shown(storage)}' is installed; for PostgreSQL: pip install psycopg2-binary, or "
+            "pip install 'psycopg[binary]' and begin the URL with postgresql+psycopg://"
+        ) from error
+    except (optuna.exceptions.OptunaError, sqlalchemy.exc.SQLAlchemyError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise StudyError(
             f"cannot read the study in '{_shown(storage)}' ({reason}); give a .journal file or a database URL of Optuna"

@@ -72,10 +72,8 @@ class Request:
         (folder / "request.json").write_text(json.dumps(asdict(self)), encoding="utf-8")
 
 
-def session(
-    model: str | Path | bytes, threads: int, *, spinning: bool, arena: bool = True
-) -> onnxruntime.InferenceSession:
-    """A session on the CPU with fixed threads that logs nothing, for a file or for its content."""
+def session(model: str | Path, threads: int, *, spinning: bool, arena: bool = True) -> onnxruntime.InferenceSession:
+    """A session on the CPU with fixed threads that logs nothing."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -83,9 +81,7 @@ def session(
     options.enable_cpu_mem_arena = arena
     options.log_severity_level = _FATAL
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
-    return onnxruntime.InferenceSession(
-        model if isinstance(model, bytes) else str(model), options, providers=["CPUExecutionProvider"]
-    )
+    return onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
 
 
 def feed(model: onnxruntime.InferenceSession, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:

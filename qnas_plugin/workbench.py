@@ -18,15 +18,15 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 
 from qnas_plugin import __version__, batch_norm, measure, ranges
 from qnas_plugin.environment import detect
-from qnas_plugin.files import write_bytes
+from qnas_plugin.errors import OutputError
 from qnas_plugin.hardware import RuntimeSetting
-from qnas_plugin.materialize import Graph, materialize
+from qnas_plugin.materialize import Graph, subnet
 from qnas_plugin.metrics import REFERENCE, Scorer, standard_error
-from qnas_plugin.quantize import Calibrated, calibrate
+from qnas_plugin.outline import Outline
+from qnas_plugin.quantize import Calibrated, Quantized, calibrate
 from qnas_plugin.space import Candidate
 from qnas_plugin.study import Evaluation
 from qnas_plugin.supernets import Cut
@@ -34,6 +34,9 @@ from qnas_plugin.tasks import Batch, Inputs
 
 CALIBRATED_KEPT = 2
 """How many subnets with their ranges are kept in memory: neighbours in a search often share one."""
+
+SHARE = 2
+"""Quantized weights of several subnets are kept in memory, up to the bytes of the supernet's FP32 weights over this."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,7 @@ class Workbench:
     setting: RuntimeSetting
     judge: Callable[[Path], float] | None = None
     _kept: OrderedDict[str, Calibrated] = field(default_factory=OrderedDict, init=False, repr=False)
+    _quantized: Quantized = field(default_factory=dict, init=False, repr=False)
 
     def packed(self) -> Workbench:
         """The same without what it has in memory for later, and with all data encoded: to be sent elsewhere."""
@@ -92,21 +96,24 @@ class Workbench:
         graph = self.graph.model.SerializeToString(deterministic=True)
         return _digest(graph + repr(known).encode(), dict(self.graph.weights) | _named(self.calibration))
 
-    def build(self, job: Job, seconds: dict[str, float] | None = None) -> onnx.ModelProto:
+    def build(self, job: Job, seconds: dict[str, float] | None = None, *, threads: int = 1) -> Outline:
         """The candidate's ONNX model, the same bytes each time.
 
         Args:
             job: The candidate.
             seconds: Gets the wall time of the stages.
+            threads: Threads that calibrate.
 
         Raises:
             CandidateError: It cannot be built, or its policy did not land.
         """
         seconds = {} if seconds is None else seconds
-        calibrated = self._calibrated(job, seconds)
+        calibrated = self._calibrated(job, seconds, threads)
         policy = {group: str(job.candidate[f"precision.{group}"]) for group in calibrated.groups}
         with _stage("quantize", seconds):
-            return calibrated.emit(policy)
+            outline = calibrated.outline(policy)
+            self._bound()
+        return outline
 
     def evaluate(self, job: Job, folder: Path, *, threads: int) -> Evaluation:
         """Builds and measures a candidate: accuracy on the search part, latency, size. The file is left in ``folder``.
@@ -116,17 +123,19 @@ class Workbench:
         Args:
             job: The candidate.
             folder: For the file.
-            threads: Threads that compute the accuracy.
+            threads: Threads that calibrate and that compute the accuracy.
 
         Raises:
             CandidateError: It cannot be built or measured.
+            OutputError: The disk is full.
         """
         seconds: dict[str, float] = {}
         path = folder / "model.onnx"
         with measure.between_measurements() if job.latency is None else nullcontext():
-            model = self.build(job, seconds)
+            outline = self.build(job, seconds, threads=threads)
             with _stage("write", seconds):
-                write_bytes(path, model.SerializeToString(deterministic=True))
+                write(path, outline)
+            del outline
             with _stage("accuracy", seconds):
                 scores = self.scores(path, threads=threads)
         with _stage("latency", seconds):
@@ -145,29 +154,48 @@ class Workbench:
         latency = measure.latency([model], self.timing_inputs, self.setting, rounds=3)[0]
         return latency.median, latency.spread * latency.median
 
-    def _calibrated(self, job: Job, seconds: dict[str, float]) -> Calibrated:
+    def _calibrated(self, job: Job, seconds: dict[str, float], threads: int) -> Calibrated:
         groups = {group: nodes for group, nodes in self.graph.groups.items() if f"precision.{group}" in job.candidate}
         cut = (job.cut.skipped, sorted(job.cut.widths.items()), sorted(job.cut.kernels.items()), sorted(groups))
-        subnet = hashlib.sha256(repr((self._source, cut)).encode()).hexdigest()
-        if subnet in self._kept:
-            self._kept.move_to_end(subnet)
-            return self._kept[subnet]
+        name = hashlib.sha256(repr((self._source, cut)).encode()).hexdigest()
+        if name in self._kept:
+            self._kept.move_to_end(name)
+            return self._kept[name]
         statistics = None
         if batch_norm.needed(self.graph, job.cut):
             with _stage("statistics", seconds):
                 statistics = batch_norm.estimate(self.graph, job.cut, self.calibration)
         with _stage("slice", seconds):
-            model = materialize(self.graph, job.cut, statistics)
+            model = subnet(self.graph, job.cut, statistics)
         with _stage("calibrate", seconds):
-            known = ranges.load(subnet)
-            self._kept[subnet] = (
-                calibrate(model, groups, self.calibration) if known is None else Calibrated(model, groups, known)
-            )
+            known = ranges.load(name)
+            found = calibrate(model, groups, self.calibration, threads=threads).ranges if known is None else known
             if known is None:
-                ranges.store(subnet, self._kept[subnet].ranges)
+                ranges.store(name, found)
+        # Statistics of its own make the weights of a subnet differ from those of others.
+        self._kept[name] = Calibrated(model, groups, found, self._quantized if statistics is None else {})
         while len(self._kept) > CALIBRATED_KEPT:
             self._kept.popitem(last=False)
-        return self._kept[subnet]
+        return self._kept[name]
+
+    def _bound(self) -> None:
+        """Forgets the oldest quantized weights beyond the size of the whole supernet's, in FP32, over ``SHARE``."""
+        most = sum(array.nbytes for array in self.graph.weights.values()) // SHARE
+        while sum(weight.quantized_data.nbytes for weight in self._quantized.values()) > most:
+            del self._quantized[next(iter(self._quantized))]
+
+
+def write(path: Path, model: Outline) -> None:
+    """Writes a file that nobody needs after a crash, so without waiting for the disk.
+
+    Raises:
+        OutputError: The disk is full.
+    """
+    try:
+        with path.open("wb") as file:
+            file.writelines(model.parts())
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror}") from error
 
 
 def _named(batches: Sequence[Batch]) -> dict[str, npt.NDArray[Any]]:

@@ -124,12 +124,12 @@ def drive(
     in_flight: dict[Future, Candidate] = {}
     finished: queue.SimpleQueue[Future] = queue.SimpleQueue()
     place = _Place.of(workbench, profile)
-    with _reachable(client), _placed(client, place, workbench):
+    with reachable(client), _placed(client, place, workbench):
 
         def submit(candidate: Candidate) -> None:
             what = job(candidate)
             if what.latency is None and not in_flight:
-                _check_offered(client, profile.name)
+                check_offered(client, profile.name)
             future = client.submit(
                 _evaluate,
                 place.name,
@@ -202,12 +202,15 @@ def _crowd(client: Client) -> Counter[str]:
         raise _gone(client) from error
 
 
-def _check_offered(client: Client, sku: str) -> None:
-    if not any(client.run(_offers, sku).values()):
+def check_offered(client: Client, sku: str) -> str:
+    """The address of a worker that offers the SKU."""
+    offering = [str(address) for address, offers in sorted(client.run(_offers, sku).items()) if offers]
+    if not offering:
         raise ClusterError(
             f"no worker offers '{sku}', the SKU that latencies are measured for; start one on such a machine with: "
             f'dask worker {client.scheduler.address} --nthreads 1 --resources "{sku}=1"'
         )
+    return offering[0]
 
 
 def _offers(sku: str, dask_worker: Worker) -> bool:
@@ -310,7 +313,8 @@ def _placed(client: Client, place: _Place, workbench: Workbench) -> Iterator[Non
 
 
 @contextmanager
-def _reachable(client: Client) -> Iterator[None]:
+def reachable(client: Client) -> Iterator[None]:
+    """Turns what Dask raises when the scheduler is gone into one error."""
     try:
         yield
     except (CommClosedError, TimeoutError) as error:
@@ -336,6 +340,11 @@ def _refusal(worker: Worker, versions: Mapping[str, str | None], profile: Hardwa
                 f"the worker {worker.address} has {package} {here}, this search {versions[package]}; "
                 "install the same there"
             )
+    return another_machine(worker, profile)
+
+
+def another_machine(worker: Worker, profile: HardwareProfile) -> str | None:
+    """Why a worker is not the SKU that it offers; None when it is, or offers none."""
     if _offers(profile.name, worker):
         for wrong in is_this_machine(profile, detect()):
             return (

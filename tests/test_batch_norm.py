@@ -65,17 +65,19 @@ def test_needed_where_a_supernet_has_norms(supernet: Supernet, vit_checkpoint: P
         assert not batch_norm.needed(graph, Cut((), {}))
 
 
+def make(checkpoint: Path) -> Evaluator:
+    task = registry.load("tasks", "image_classification")
+    dataset = task.load("digits", sizes=SplitSizes(calibration=96, search=20))
+    return Evaluator(tiny_cnn.load(str(checkpoint)), dataset, task.processor(str(checkpoint)), RuntimeSetting())
+
+
 def test_build_has_the_statistics_of_its_subnet(tiny_cnn_checkpoint: Path) -> None:
     """All data in one batch: what comes out is normalised as torch normalises that batch in training."""
-    task = registry.load("tasks", "image_classification")
-    supernet: Supernet = tiny_cnn.load(str(tiny_cnn_checkpoint))
-    dataset = task.load("digits", sizes=SplitSizes(calibration=96, search=20))
-    processor = task.processor(str(tiny_cnn_checkpoint))
-    evaluator = Evaluator(supernet, dataset, processor, RuntimeSetting())
-    space = supernet.space
+    evaluator = make(tiny_cnn_checkpoint)
+    supernet, space = evaluator.supernet, evaluator.supernet.space
     genes = np.minimum(space.encode(space.corner("largest", Precision.FP32)), space.sizes // 2)
     candidate = space.candidate({name: "fp32" if isinstance(v, str) else v for name, v in space.decode(genes).items()})
-    (batch,) = processor.batches(dataset.calibration.inputs, 96)
+    (batch,) = evaluator.processor.batches(evaluator.dataset.calibration.inputs, 96)
     session = onnxruntime.InferenceSession(evaluator.build(candidate).SerializeToString())
     (got,) = session.run(["logits"], dict(batch.inputs))
     supernet.activate(supernet.cut(candidate))
@@ -83,3 +85,15 @@ def test_build_has_the_statistics_of_its_subnet(tiny_cnn_checkpoint: Path) -> No
     with torch.no_grad():
         expected = model(pixel_values=torch.as_tensor(batch.inputs["pixel_values"])).logits.numpy()
     np.testing.assert_allclose(got, expected, atol=1e-4)
+
+
+def test_build_quantizes_the_weights_of_its_subnet(tiny_cnn_checkpoint: Path) -> None:
+    """BatchNorms of other statistics make other weights of one name and shape."""
+    first, second = make(tiny_cnn_checkpoint), make(tiny_cnn_checkpoint)
+    space = first.supernet.space
+    candidates = [space.corner(size, Precision.INT8) for size in ("largest", "smallest")]
+    candidates += [space.decode(genes) for genes in space.sample(3, np.random.default_rng(0))]
+    for candidate in candidates[::-1]:
+        second.build(candidate)
+    for candidate in candidates:
+        assert first.build(candidate) == second.build(candidate)

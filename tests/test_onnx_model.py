@@ -16,6 +16,7 @@ from qnas_plugin.errors import CheckpointError, UsageError
 from qnas_plugin.evaluate import Evaluator
 from qnas_plugin.hardware import RuntimeSetting
 from qnas_plugin.onnx_model import OnnxModel, group, load
+from qnas_plugin.outline import Outline
 from qnas_plugin.precision import FORMATS, Precisions
 from qnas_plugin.space import Precision
 from qnas_plugin.tasks import SplitSizes
@@ -183,7 +184,7 @@ def test_load_folds_batch_normalisation_and_raises_old_opsets(tmp_path: Path) ->
         opset=11,
     )
     model = load(str(path))
-    assert [node.op_type for node in model.model.graph.node] == ["Conv"]
+    assert [node.op_type for node in model.outline.model.graph.node] == ["Conv"]
     assert model.groups == {"conv": ("conv",)}
     made = evaluator(model, {"x": RNG.normal(size=(30, 3, 8, 8)).astype(np.float32)}, tmp_path)
     made.check(model.space.corner("largest", Precision.FP32))
@@ -262,6 +263,6 @@ def test_build_gives_weights_of_the_format_that_was_chosen(attention: Path, tmp_
         assert zero.shape == ((8,) if expected.granularity == "per_channel" else ())
         assert (np.all(zero == 0)) == (expected.scheme == "sym")
     batch = made.workbench.calibration[0]
-    ((_, outputs),) = measure.run(emitted.SerializeToString(), [batch], threads=1)
+    ((_, outputs),) = measure.run(Outline.of(emitted), [batch], threads=1)
     exact = onnxruntime.InferenceSession(str(attention)).run(None, dict(batch.inputs))[0]
     assert np.corrcoef(outputs["y"].ravel(), exact.ravel())[0, 1] > 0.99

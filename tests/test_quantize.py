@@ -24,6 +24,7 @@ from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, ViTConfig, ViTForImageClassification
 
 from qnas_plugin.errors import QuantizationError
+from qnas_plugin.outline import Outline
 from qnas_plugin.quantize import Calibrated, Groups, calibrate, verify
 from qnas_plugin.space import Precision
 from qnas_plugin.tasks import Batch
@@ -217,8 +218,7 @@ def run(
 def with_observed_tables(calibrated: Calibrated, batches: list[Batch]) -> Calibrated:
     """The ranges that ``fit`` takes: what came out of a table, in place of what is in it."""
     ranges = dict(calibrated.ranges)
-    probe = onnx.ModelProto()
-    probe.CopyFrom(calibrated.model)
+    probe = Outline.of(calibrated.model).whole()
     names = [node.output[0] for node in weighted_nodes(probe) if node.op_type == "Gather"]
     probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
     for i, name in enumerate(names):
@@ -353,6 +353,12 @@ print(hashlib.sha256(emitted).hexdigest())
     )
     assert (done.stderr, done.stdout) == ("", hashlib.sha256(expected).hexdigest() + "\n")
     assert sorted(path.name for path in tmp_path.iterdir()) == files
+
+
+@pytest.mark.parametrize("name", ["bert", "vit", "conv"])
+def test_calibrate_finds_the_same_ranges_with_any_number_of_threads(cases, calibrated, name):
+    case = cases[name]
+    assert calibrate(case.model, case.groups, case.batches, threads=2).ranges == calibrated[name].ranges
 
 
 def test_calibrate_keeps_the_range_of_the_whole_table(cases, calibrated):

@@ -1,16 +1,20 @@
 from __future__ import annotations
 
 import json
+import resource
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from qnas_plugin import ranges, workbench
 from qnas_plugin.evaluate import Evaluator
+from qnas_plugin.quantize import Calibrated
 from qnas_plugin.space import Precision
 from tests.test_evaluate import make
 
@@ -82,6 +86,21 @@ def test_store_does_without_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert ranges.load("key") is None
 
 
+def test_store_leaves_no_half_entry_when_the_disk_is_full(folder: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50, before[1]))
+    try:
+        ranges.store("key", RANGES)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert ranges.load("key") is None
+    assert not list(folder.iterdir())
+    ranges.store("key", RANGES)
+    assert ranges.load("key") == RANGES
+
+
 def test_two_processes_that_write_and_forget_the_same_entries_see_whole_ones_only(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -132,7 +151,12 @@ def test_build_calibrates_again_when_a_weight_or_the_data_differ(
     fresh().build(candidate)
     calls: list[int] = []
     calibrate = workbench.calibrate
-    monkeypatch.setattr(workbench, "calibrate", lambda *arguments: calls.append(1) or calibrate(*arguments))
+
+    def counted(*arguments: Any, **options: Any) -> Calibrated:
+        calls.append(1)
+        return calibrate(*arguments, **options)
+
+    monkeypatch.setattr(workbench, "calibrate", counted)
     fresh().build(candidate)
     assert len(calls) == 0
     other = fresh()

@@ -167,6 +167,14 @@ def test_open_reads_while_another_writes_and_refuses_a_second_writer(storage: st
     open_study(storage).close()
 
 
+def test_open_names_the_driver_that_a_database_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg2", None)
+    with pytest.raises(
+        StudyError, match=r"^no driver for 'postgresql://\*\*\*@host/name' .* pip install psycopg2-binary"
+    ):
+        open_study("postgresql://user:secret@host/name")
+
+
 def test_open_creates_nothing_when_it_only_reads(storage: str, tmp_path: Path) -> None:
     with pytest.raises(StudyError, match=r"there is no study in .*; make one with: qnas tune"):
         open_study(storage, write=False)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import os
+import resource
 import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,12 +18,12 @@ import psutil
 import pytest
 from distributed import Client, Worker
 
-from qnas_plugin import workers
-from qnas_plugin.errors import ClusterError, OutputError
+from qnas_plugin import cluster_latency, workers
+from qnas_plugin.errors import ClusterError, MeasurementError, OutputError
 from qnas_plugin.evaluate import Evaluator
 from qnas_plugin.hardware import HardwareProfile, describe, detect
 from qnas_plugin.search import Algorithm, Problem, random
-from qnas_plugin.space import Candidate
+from qnas_plugin.space import Candidate, Precision
 from qnas_plugin.study import Study, Trial
 from qnas_plugin.workbench import Job
 from tests.test_evaluate import make
@@ -190,6 +191,25 @@ def test_drive_says_that_no_worker_offers_the_sku(client: Client, search: Search
         search.run(client, 3)
 
 
+def test_latency_measures_files_on_a_worker_of_the_sku(
+    client: Client, search: Search, profile: HardwareProfile, tmp_path: Path
+) -> None:
+    workbench = search.evaluator.workbench
+    paths = [tmp_path / f"{size}.onnx" for size in ("largest", "smallest")]
+    for path in paths:
+        search.evaluator.write(search.evaluator.supernet.space.corner(path.stem, Precision.FP32), path)
+    timed = cluster_latency.latency(client, profile, paths, workbench.timing_inputs, workbench.setting, 2)
+    assert [len(latency.round_medians) for latency in timed] == [2, 2]
+    assert all(latency.median > 0 for latency in timed)
+    assert not any(client.run(lambda dask_worker: list(Path(dask_worker.local_directory).iterdir())).values())
+    paths[1].write_bytes(b"no model")
+    with pytest.raises(MeasurementError, match=r"1\.onnx"):
+        cluster_latency.latency(client, profile, paths, workbench.timing_inputs, workbench.setting, 2)
+    another = profile.model_copy(update={"recognise": profile.recognise.model_copy(update={"brand": "another"})})
+    with pytest.raises(ClusterError, match=r"offers the resource 'this-machine', and is another machine"):
+        cluster_latency.latency(client, another, paths, workbench.timing_inputs, workbench.setting, 2)
+
+
 def test_drive_says_that_no_worker_is_left(
     search: Search, profile: HardwareProfile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -222,11 +242,11 @@ def test_drive_refuses_a_worker_that_is_not_the_sku_that_it_offers(client: Clien
 def test_drive_reports_errors_of_a_worker_that_are_no_fault_of_the_candidate(
     client: Client, search: Search, tmp_path: Path
 ) -> None:
-    """A disk that is full where the worker writes."""
+    """A disk that is full where the worker writes: a file can grow no further after its first bytes."""
     full = client.run(_fill_disk)
     assert len(full) == 2
     try:
-        with pytest.raises(OutputError, match=r"cannot write \S+model\.onnx: No space left on device"):
+        with pytest.raises(OutputError, match=r"cannot write \S+model\.onnx: File too large"):
             search.run(client, 3)
     finally:
         client.run(_empty_disk)
@@ -234,16 +254,41 @@ def test_drive_reports_errors_of_a_worker_that_are_no_fault_of_the_candidate(
 
 
 def _fill_disk() -> None:
-    def fsync(descriptor: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    os.fsync = fsync  # type: ignore[assignment]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
 
 
 def _empty_disk() -> None:
-    import posix
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
-    os.fsync = posix.fsync
+
+def test_drive_goes_on_when_the_scheduler_is_silent_for_a_while(search: Search, profile: HardwareProfile) -> None:
+    """Stopped and continued, as a machine that was suspended, or a network that was gone."""
+    with existing(profile) as (address, processes), workers.connect(None, address, profile.name) as client:
+
+        def pause(trial: Trial) -> None:
+            search.done.append(trial)
+            if trial.number == 1:
+                processes[0].send_signal(signal.SIGSTOP)
+                threading.Timer(5, processes[0].send_signal, [signal.SIGCONT]).start()
+
+        search.on_trial = pause  # type: ignore[method-assign]
+        trials = search.run(client, 6)
+    assert len(by_key(trials)) == len(trials) == 6
+    assert all(trial.state == "complete" for trial in trials)
+
+
+def test_drive_gives_workers_the_data_of_its_own_search(
+    client: Client, search: Search, profile: HardwareProfile, tmp_path: Path
+) -> None:
+    """A worker that still holds other data of the same shape, as another search on the cluster has them."""
+    batches = [replace(batch, positions=batch.positions[::-1]) for batch in search.evaluator.workbench.search]
+    other = replace(search.evaluator.workbench, search=batches)
+    with workers._placed(client, place := workers._Place.of(other, profile), other):
+        assert place.name != workers._Place.of(search.evaluator.workbench, profile).name
+        (trial,) = search.run(client, 1)
+    job = search.job(trial.candidate)
+    assert trial.metrics == search.evaluator.workbench.evaluate(job, tmp_path, threads=1).metrics
+    assert trial.metrics != other.evaluate(job, tmp_path, threads=1).metrics
 
 
 def test_a_scheduler_that_goes_away_is_one_error_and_the_search_goes_on_with_another(

@@ -31,11 +31,12 @@ from qnas_plugin.environment import environment
 from qnas_plugin.files import write_bytes
 from qnas_plugin.hardware import RuntimeSetting
 from qnas_plugin.materialize import export
+from qnas_plugin.metrics import Scorer
 from qnas_plugin.search import _evolution
 from qnas_plugin.space import Genes, Precision, SearchSpace
 from qnas_plugin.supernets import Supernet
 from qnas_plugin.tasks import Batch, Dataset, Examples, Processor
-from qnas_plugin.workbench import Job, Workbench
+from qnas_plugin.workbench import Job, Workbench, write
 
 BATCH = 32
 STRATA = 5
@@ -96,7 +97,12 @@ class Live:
         inputs = calibration[0].inputs
         graph = export(self.supernet, inputs)
         self.workbench = Workbench(
-            graph, calibration, self.batches["search"], dataset.search.labels, inputs, RuntimeSetting()
+            graph,
+            calibration,
+            self.batches["search"],
+            Scorer("accuracy", dataset.search.labels),
+            inputs,
+            RuntimeSetting(),
         )
         self.about = {
             "space": self.supernet.space.fingerprint,
@@ -112,7 +118,7 @@ class Live:
         model = self.workbench.build(Job(candidate, self.supernet.cut(candidate)))
         with tempfile.TemporaryDirectory(prefix="qnas-") as folder:
             path = Path(folder) / "model.onnx"
-            path.write_bytes(model.SerializeToString(deterministic=True))
+            write(path, model)
             right = {name: _right(path, self.batches[name], split) for name, split in self.splits.items()}
             return {"genes": genes.tolist(), "size_mb": measure.size_mb(path)} | right
 
@@ -140,7 +146,7 @@ def _record(live: Live, journal: Path, candidates: int) -> None:
 
 
 def _right(model: Path, batches: list[Batch], examples: Examples) -> str:
-    right = measure.predict(model, batches, threads=1) == examples.labels
+    right = measure.scores(model, batches, Scorer("accuracy", examples.labels), threads=1) == 1
     return base64.b64encode(np.packbits(right).tobytes()).decode()
 
 

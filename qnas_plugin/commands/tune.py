@@ -15,8 +15,9 @@ from qnas_plugin import hardware, latency_table, registry, tasks
 from qnas_plugin.artifacts import Result, verify, write_result
 from qnas_plugin.errors import CheckpointError, HardwareError, LatencyTableError, StudyError
 from qnas_plugin.evaluate import Evaluator
-from qnas_plugin.files import make_folder
+from qnas_plugin.files import alone_in, make_folder
 from qnas_plugin.latency_table import Estimator
+from qnas_plugin.measure import Latency
 from qnas_plugin.metrics import load as load_metric
 from qnas_plugin.objectives import hypervolume, losses, signs
 from qnas_plugin.request import TuneRequest
@@ -93,8 +94,18 @@ class Loaded:
             self.setting,
             estimator=self.estimator,
             here=self.here,
+            timer=None if self.here or self.estimator or self.request.cluster is None else self._time_elsewhere,
             judge=self.judge,
         )
+
+    def _time_elsewhere(
+        self, models: Sequence[Path], inputs: tasks.Inputs, setting: hardware.RuntimeSetting, rounds: int
+    ) -> list[Latency]:
+        """The latencies on a worker that is the SKU."""
+        from qnas_plugin import cluster_latency, workers
+
+        with workers.connect(None, self.request.cluster, self.profile.name) as client:
+            return cluster_latency.latency(client, self.profile, models, inputs, setting, rounds)
 
 
 def load(request: TuneRequest) -> Loaded:
@@ -113,7 +124,7 @@ def load(request: TuneRequest) -> Loaded:
     check_labels(supernet, dataset.label_names, request.data)
     processor = task.processor(request.source, max_length=request.max_length)
     if request.latency == "measured":
-        return Loaded(request, profile, setting, dataset, processor, supernet)
+        return Loaded(request, profile, setting, dataset, processor, supernet, here=here)
     setting = latency_table.setting_of(processor.timing_inputs(setting.batch_size, setting.sequence_length), setting)
     estimator, notes = load_table(request, supernet, profile.name, setting)
     return Loaded(request, profile, setting, dataset, processor, supernet, estimator, here, notes)
@@ -123,15 +134,16 @@ def load_hardware(request: TuneRequest) -> tuple[hardware.HardwareProfile, hardw
     """The profile and the setting that a request is for, and whether this machine is that SKU.
 
     Raises:
-        HardwareError: There is no such profile, or latencies are to be measured and this is another machine.
+        HardwareError: There is no such profile, or latencies are to be measured without a cluster and this is another
+            machine.
     """
     auto = request.hardware == "auto"
     profile = hardware.match(hardware.detect()) if auto else hardware.load_profile(request.hardware)
     wrong = hardware.is_this_machine(profile, hardware.detect())
-    if wrong and request.latency == "measured":
+    if wrong and request.latency == "measured" and request.cluster is None:
         raise HardwareError(
             f"latencies are measured here, and this machine is not '{profile.name}': {wrong[0]}; give --hardware auto, "
-            "or --latency table"
+            "--latency table, or a --cluster with a worker on such a machine"
         )
     asked = {"threads": request.threads, "batch_size": request.batch, "sequence_length": request.seq_len}
     setting = profile.runtime.model_copy(update={name: value for name, value in asked.items() if value is not None})
@@ -217,9 +229,12 @@ def tune(
         identity["latency"] = f"table of {loaded.estimator.table.created}"
     storage = request.storage or str(request.out / "study.journal")
     name = request.out.resolve().name
-    with Study.open(
-        storage, space, request.objectives, identity=identity, limits=request.parsed_limits, name=name
-    ) as study:
+    with (
+        alone_in(request.out),
+        Study.open(
+            storage, space, request.objectives, identity=identity, limits=request.parsed_limits, name=name
+        ) as study,
+    ):
         request.write(request.out / "request.toml")
         on_stage("Taking the graph of the network and checking it")
         evaluator = loaded.evaluator()

@@ -229,11 +229,11 @@ def _search(
         "keep_fp32": _kept(path, config),
     }
     request = TuneRequest.build(asked | criterion.strategy_kwargs)
-    profile, setting, _ = load_hardware(request)
+    profile, setting, here = load_hardware(request)
     puts = processor(request.source)
     dataset = _dataset(_examples(loader, puts, request.calibration_samples))
     network = onnx_model.load(request.source, precisions=request.precisions)
-    loaded = Loaded(request, profile, setting, dataset, puts, network, judge=judge)
+    loaded = Loaded(request, profile, setting, dataset, puts, network, here=here, judge=judge)
     done = 0
 
     def on_progress(searched: Searched) -> None:
@@ -257,7 +257,7 @@ def _kept(path: Path, config: Any) -> tuple[str, ...]:
         UsageError: It wants something other than FP32 of a layer, or names one that there is not.
     """
     model = onnx_model.load(str(path))
-    nodes = [(node.name, node.op_type) for node in model.model.graph.node]
+    nodes = [(node.name, node.op_type) for node in model.outline.model.graph.node]
     kept = []
     for which, wanted in ((0, config.op_name_dict), (1, config.op_type_dict)):
         for pattern, settings in (wanted or {}).items():
