@@ -158,9 +158,10 @@ def prepare(name: str, folder: Path) -> tuple[Supernet, Workbench, list[Batch]]:
     sorted_ = [batch(texts, chunk, None) for chunk in np.split(order, range(8, TEXTS, 8))]
     padded = [batch(texts, chunk, length) for chunk in np.split(np.arange(TEXTS), range(8, TEXTS, 8))]
     graph = export(supernet, sorted_[0].inputs)
-    labels = np.zeros(len(sorted_[0].positions), dtype=np.int64)
+    count = len(sorted_[0].positions)
+    search, labels = [Batch(sorted_[0].inputs, np.arange(count))], np.zeros(count, dtype=np.int64)
     setting = RuntimeSetting(sequence_length=length)
-    workbench = Workbench(graph, sorted_, sorted_[:1], Scorer("accuracy", labels), sorted_[0].inputs, setting)
+    workbench = Workbench(graph, sorted_, search, Scorer("accuracy", labels), sorted_[0].inputs, setting)
     assert workbench.fingerprint  # hashes the weights, once a run
     return supernet, workbench, padded
 

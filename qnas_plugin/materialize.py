@@ -61,6 +61,7 @@ def export(supernet: Supernet, inputs: Inputs) -> Graph:
     """
     supernet.activate(None)
     model = export_module(supernet.model, inputs, fold=False, parameters=False)
+    _unmap(supernet.model)
     weights = _take_parameters(model.graph, supernet.model)
     linears = tuple(name for name, module in supernet.model.named_modules() if isinstance(module, nn.Linear))
     _restore_shared(model.graph, weights)
@@ -179,6 +180,14 @@ def _restore_shared(graph: onnx.GraphProto, weights: dict[str, npt.NDArray[Any]]
         else:
             kept.append(node)
     _replace_nodes(graph, kept)
+
+
+def _unmap(module: nn.Module) -> None:
+    """Copies tensors out of the checkpoint's file, which is mapped to memory as long as one of them is in it."""
+    linears = {id(linear.weight) for linear in module.modules() if isinstance(linear, nn.Linear)}
+    for tensor in (*module.parameters(), *module.buffers()):
+        if id(tensor) not in linears:  # those are copied when they are transposed
+            tensor.data = tensor.data.clone()
 
 
 def _take_parameters(graph: onnx.GraphProto, module: nn.Module) -> dict[str, npt.NDArray[Any]]:
