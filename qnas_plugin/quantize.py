@@ -63,6 +63,7 @@ WEIGHT_INPUT = {"MatMul": 1, "Gemm": 1, "Conv": 1, "Gather": 0}
 # ONNX Runtime has kernels with integer inputs and an FP32 output for these; to round the output too costs accuracy and
 # time. A Conv or Gather is an integer kernel only with a rounded output.
 _FP32_OUTPUT = ["MatMul", "Gemm"]
+_SMALLEST_CHANNEL = 2.0**-16  # of the largest channel's scale
 _REDUCE_RANGE = False  # else Neural Compressor takes it from the CPU that it runs on
 
 _DTYPES = {"sym": onnx.TensorProto.INT8, "asym": onnx.TensorProto.UINT8}
@@ -415,6 +416,11 @@ def _quantize(initializer: onnx.TensorProto, dtype: int, scheme: str, axis: int 
         scales, zero_points = [scale], [zero_point]
     else:
         _, _, zero_points, scales, rounded = quantize_data_per_channel(values, axis, span, dtype, scheme)
+        # In a channel of next to no weights the scale is so small that its bias, in units of it, overflows INT32.
+        if (scales < scales.max() * _SMALLEST_CHANNEL).any():
+            scales = np.maximum(scales, scales.max() * _SMALLEST_CHANNEL)
+            shape = [-1 if i == axis else 1 for i in range(values.ndim)]
+            rounded = (values / scales.reshape(shape)).round().astype(rounded.dtype)
     return QuantizedInitializer(
         initializer.name, initializer, [], [], zero_points, scales, quantized_data=rounded, axis=axis, qType=dtype
     )
