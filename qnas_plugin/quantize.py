@@ -64,6 +64,7 @@ WEIGHT_INPUT = {"MatMul": 1, "Gemm": 1, "Conv": 1, "Gather": 0}
 # time. A Conv or Gather is an integer kernel only with a rounded output.
 _FP32_OUTPUT = ["MatMul", "Gemm"]
 _AT_ONCE = 1 << 16  # numbers quantized together: what they need stays in the cache of a core
+_SMALLEST_CHANNEL = 2.0**-16  # of the largest channel's scale
 _REDUCE_RANGE = False  # else Neural Compressor takes it from the CPU that it runs on
 
 _DTYPES = {"sym": onnx.TensorProto.INT8, "asym": onnx.TensorProto.UINT8}
@@ -434,6 +435,8 @@ def _quantize(
         others = tuple(i for i in range(values.ndim) if i != axis)
         low, high = np.minimum(values.min(others, keepdims=True), 0), np.maximum(values.max(others, keepdims=True), 0)
     scale, zero_point = calculate_scale_zp(low, high, span, dtype, scheme)
+    # In a channel of next to no weights the scale is so small that its bias, in units of it, overflows INT32.
+    scale = np.maximum(scale, np.max(scale) * _SMALLEST_CHANNEL)
     rounded = np.empty(values.shape, np.int8 if dtype == onnx.TensorProto.INT8 else np.uint8)
     rows = max(1, _AT_ONCE * len(values) // values.size)
     for first in range(0, len(values), rows):

@@ -155,7 +155,7 @@ def test_tune_takes_one_onnx_model(
     assert run(*arguments, tmp_path / "out", "--trials", "5") == 0
     error = capsys.readouterr().err
     assert "4 trials are stored already" in error
-    assert ("Only 40 examples steer the search" in error) == (task == "arrays")
+    assert "Only 40 examples steer the search" in error
     record = json.loads((tmp_path / "out" / "pareto.json").read_text())
     assert record["trials"] == {"complete": 5, "failed": 0}
     assert record["data"]["metric"] == ("accuracy" if task == "text_classification" else "cosine")

@@ -507,3 +507,23 @@ def test_calibrate_refuses_data_or_a_model_that_does_not_fit():
 def test_calibrated_refuses_ranges_of_another_model():
     with pytest.raises(QuantizationError, match="'x' has no range"):
         Calibrated(linear({"w": SQUARE}, TWO), {"a": ("first",)}, {"h": (0.0, 1.0)})
+
+
+def test_emit_keeps_the_bias_of_a_channel_without_weights() -> None:
+    """Its scale would be next to nothing, and the bias in units of it no INT32."""
+    kernel = np.random.default_rng(0).normal(size=(3, 2, 1, 1)).astype(np.float32)
+    kernel[1] = 1e-30
+    bias = np.array([0.5, 0.75, -1.0], dtype=np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("Conv", ["x", "k", "b"], ["y"], "conv")],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 2, 4, 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(kernel, "k"), numpy_helper.from_array(bias, "b")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    x = np.random.default_rng(1).normal(size=(1, 2, 4, 4)).astype(np.float32)
+    groups = {"conv": ("conv",)}
+    emitted = calibrate(model, groups, [Batch({"x": x}, np.arange(1))]).emit({"conv": INT8})
+    (y,) = ort.InferenceSession(emitted.SerializeToString()).run(None, {"x": x})
+    np.testing.assert_allclose(y[:, 1], 0.75, atol=0.05)
