@@ -25,7 +25,9 @@ def ran(case: Case, tmp_path_factory: pytest.TempPathFactory) -> Path:
         f"model = '{case.model}'\ndata = '{case.data}'\nhardware = '{case.hardware}'\nseed = 3\npopulation = 5\n"
         "calibration_samples = 32\nsearch_samples = 100\ntrials = 10\nobjectives = ['accuracy', 'size_mb']\n"
     )
-    main(["olive-config", "--config", str(config), "--out", str(out)])
+    with pytest.raises(SystemExit) as stop:
+        main(["olive-config", "--config", str(config), "--out", str(out)])
+    assert stop.value.code == 0
     command = ["-m", "olive", "run", "--config", str(out / "run.json"), "--package-config", str(out / "package.json")]
     environment = dict(os.environ) | {"OLIVE_DISABLE_TELEMETRY": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     subprocess.run([sys.executable, *command], check=True, cwd=out, env=environment)
