@@ -18,8 +18,11 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
+
+import optuna
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 
 HARDWARE = "demo/this-machine.toml"
 OPTIMUM = "import sys; from optimum.commands.optimum_cli import main; sys.argv[0] = 'optimum-cli'; main()"
@@ -53,23 +56,34 @@ run["evaluators"]["qnas"]["metrics"].append({"name": "latency", "type": "latency
 json.dump(run, open(sys.argv[1], "w"))
 """
 
-Trials = list[tuple[float, float]]
-"""Accuracy and bytes of each trial, in order."""
-
 
 @dataclass(frozen=True)
 class Run:
     """What a host evaluated.
 
     Args:
-        trials: All, in order.
+        trials: Policy (a letter a group), accuracy and bytes of each trial, in order.
         seconds: Mean time from one to the next.
         rest: The part of it that is neither building nor measuring, where that is known.
     """
 
-    trials: Trials
+    trials: list[tuple[str, float, float]]
     seconds: float
     rest: float | None = None
+
+    @property
+    def policies(self) -> list[str]:
+        """Of all trials, in order."""
+        return [policy for policy, *_ in self.trials]
+
+    @property
+    def front(self) -> set[str]:
+        """The policies that no other one is better than."""
+
+        def better(mine: tuple[str, float, float], theirs: tuple[str, float, float]) -> bool:
+            return mine[1] >= theirs[1] and mine[2] <= theirs[2] and mine[1:] != theirs[1:]
+
+        return {mine[0] for mine in self.trials if not any(better(theirs, mine) for theirs in self.trials)}
 
 
 def main() -> None:
@@ -108,13 +122,13 @@ def main() -> None:
 
 def compared(ran: Run, first: Run) -> str:
     """How a host's run stands to the first one."""
-    alike = sum(mine == theirs for mine, theirs in zip(ran.trials, first.trials, strict=True))
-    common = len(set(ran.trials) & set(first.trials))
-    same = "the same" if front(ran.trials) == front(first.trials) else "another"
+    same = zip(ran.policies, first.policies, strict=True)
+    alike = next((i for i, (mine, theirs) in enumerate(same) if mine != theirs), len(first.policies))
+    common = len({*ran.policies} & {*first.policies})
     own = "" if ran.rest is None else f", {1000 * ran.rest:.0f} ms of it neither building nor measuring"
     return (
-        f"{alike} of {len(first.trials)} trials the same in order, {common} points in common, front {same}; "
-        f"{ran.seconds:.3f} s a trial{own}"
+        f"the first {alike} of {len(first.policies)} policies the same in order, {common} in common, front "
+        f"{'the same' if ran.front == first.front else 'another'}; {ran.seconds:.3f} s a trial{own}"
     )
 
 
@@ -138,29 +152,30 @@ def olive(python: str, search: list[str], out: str) -> list[list[str]]:
 
 def of_study(out: Path) -> Run:
     """The trials of a study."""
-    lines = [json.loads(line) for line in (out / "study.journal").read_text().splitlines()]
-    stored = [line for line in lines if "candidate" in line.get("user_attrs", {})]
-    metrics = [line["user_attrs"]["metrics"] for line in stored]
-    ends = [datetime.fromisoformat(line["datetime_complete"]).timestamp() for line in stored]
+    storage = JournalStorage(JournalFileBackend(str(out / "study.journal")))
+    trials = optuna.load_study(study_name=None, storage=storage).trials
+    ends = [trial.datetime_complete.timestamp() for trial in trials if trial.datetime_complete]
     seconds = (ends[-1] - ends[0]) / (len(ends) - 1)
-    work = statistics.mean(sum(line["user_attrs"]["seconds"].values()) for line in stored[1:])
-    return Run([(row["accuracy"], round(row["size_mb"] * 1e6)) for row in metrics], seconds, seconds - work)
+    work = statistics.mean(sum(trial.user_attrs["seconds"].values()) for trial in trials[1:])
+    found = []
+    for trial in trials:
+        policy = "".join(choice[0] for name, choice in trial.params.items() if name.startswith("precision."))
+        found.append((policy, trial.user_attrs["metrics"]["accuracy"], trial.user_attrs["metrics"]["size_mb"]))
+    return Run(found, seconds, seconds - work)
 
 
 def of_olive(out: Path) -> Run:
     """The trials of an Olive run."""
     nodes = json.loads(next((out / "olive").rglob("footprint.json")).read_text()).values()
     nodes = sorted((node for node in nodes if node.get("metrics")), key=lambda node: node["end_time"])
-    values = [node["metrics"]["value"] for node in nodes]
+    groups = json.loads((out / "run.json").read_text())["passes"]["qnas"]
+    found = []
+    for node in nodes:
+        policy = "".join(node["pass_run_config"][name][0] for name in sorted(groups) if name.startswith("group_"))
+        values = node["metrics"]["value"]
+        found.append((policy, values["accuracy-accuracy_score"]["value"], values["size-bytes"]["value"]))
     ends = [node["end_time"] for node in nodes]
-    trials = [(row["accuracy-accuracy_score"]["value"], row["size-bytes"]["value"]) for row in values]
-    return Run(trials, (ends[-1] - ends[0]) / (len(ends) - 1))
-
-
-def front(trials: Trials) -> list[tuple[float, float]]:
-    """Trials that no other one is better than."""
-    better = lambda a, b: a[0] >= b[0] and a[1] <= b[1] and a != b  # noqa: E731
-    return sorted({mine for mine in trials if not any(better(other, mine) for other in trials)})
+    return Run(found, (ends[-1] - ends[0]) / (len(ends) - 1))
 
 
 if __name__ == "__main__":
