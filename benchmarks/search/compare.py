@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.search.ablations import ABLATIONS
 from benchmarks.search.contenders import CONTENDERS, trace
 from benchmarks.search.replay import Replay
 from benchmarks.search.spaces import SPACES
@@ -30,6 +31,7 @@ from qnas_plugin.objectives import hypervolume
 from qnas_plugin.space import Genes, Precision
 
 Floats = npt.NDArray[np.float64]
+ALL = CONTENDERS | ABLATIONS
 BUDGET = 250
 RIVAL = "nsga2"
 """Whose hypervolume after the whole budget is to be reached."""
@@ -59,7 +61,8 @@ def main() -> None:
     """Runs what is missing and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--spaces", nargs="+", default=list(SPACES), choices=SPACES)
-    parser.add_argument("--contenders", nargs="+", default=list(CONTENDERS), choices=CONTENDERS, metavar="NAME")
+    parser.add_argument("--contenders", nargs="+", default=list(CONTENDERS), choices=ALL, metavar="NAME")
+    parser.add_argument("--ablations", action="store_true", help="compare LINAS without its parts instead")
     parser.add_argument("--objectives", nargs="+", default=["accuracy", "latency_ms", "size_mb"])
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--first-seed", type=int, default=0)
@@ -67,14 +70,11 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     parser.add_argument("--runs", type=Path, default=Path("build/search"))
     options = parser.parse_args()
+    names = ["nsga2", *ABLATIONS] if options.ablations else options.contenders
     seeds = range(options.first_seed, options.first_seed + options.seeds)
     for space in options.spaces:
         replay = Replay(SPACES[space], tuple(options.objectives))
-        runs = [
-            Run(space, replay.objectives, contender, seed, options.budget)
-            for contender in options.contenders
-            for seed in seeds
-        ]
+        runs = [Run(space, replay.objectives, contender, seed, options.budget) for contender in names for seed in seeds]
         execute(replay, runs, options.runs, options.processes)
         print(table(replay, runs, options.runs))
 
@@ -100,7 +100,7 @@ def _execute(run: Run) -> Run:
     replay, folder = _context
     np.random.seed(run.seed)  # pymoo 0.6 draws some of its decisions from numpy's own
     began = time.perf_counter()
-    asked = trace(CONTENDERS[run.contender], replay.problem, replay.metrics, run.seed, run.budget)
+    asked = trace(ALL[run.contender], replay.problem, replay.metrics, run.seed, run.budget)
     record = {
         "genes": [replay.space.encode(candidate).tolist() for candidate in asked],
         "seconds": time.perf_counter() - began,

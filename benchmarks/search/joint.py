@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=None)
     parser.add_argument("--runs", type=Path, default=Path("build/search"))
     options = parser.parse_args()
-    contenders.CONTENDERS |= WAYS
+    compare.ALL |= WAYS
     for space in options.spaces:
         replay = Replay(SPACES[space])
         seeds = range(options.first_seed, options.first_seed + options.seeds)
