@@ -46,7 +46,9 @@ def test_ranking_shows_what_can_be_learned_from_a_study(
     assert all(point.tau > 0.4 for point in last["accuracy"].values())
     assert all(abs(point.tau) < 0.3 for point in last["latency_ms"].values())
     assert ranking(study) == found
-    main(["show", "predictors", "--study", str(study)])
+    with pytest.raises(SystemExit) as stop:
+        main(["show", "predictors", "--study", str(study)])
+    assert not stop.value.code
     assert "Kendall tau" in capsys.readouterr().out
 
 
