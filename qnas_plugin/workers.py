@@ -27,6 +27,7 @@ from urllib.parse import urlsplit
 
 from distributed import Client, Future, KilledWorker, LocalCluster, Worker, WorkerPlugin, get_worker
 from distributed.comm import CommClosedError
+from threadpoolctl import threadpool_limits
 
 from qnas_plugin import __version__
 from qnas_plugin.environment import cores, detect
@@ -124,7 +125,8 @@ def drive(
     in_flight: dict[Future, Candidate] = {}
     finished: queue.SimpleQueue[Future] = queue.SimpleQueue()
     place = _Place.of(workbench, profile)
-    with reachable(client), _placed(client, place, workbench):
+    # The workers have all cores; threads of linear algebra in the search would wait for theirs, spinning.
+    with reachable(client), _placed(client, place, workbench), threadpool_limits(1):
 
         def submit(candidate: Candidate) -> None:
             what = job(candidate)

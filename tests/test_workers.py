@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 from distributed import Client, Worker
+from threadpoolctl import threadpool_info
 
 from qnas_plugin import cluster_latency, workers
 from qnas_plugin.errors import ClusterError, MeasurementError, OutputError
@@ -136,6 +137,16 @@ def test_drive_runs_a_trial_again_when_its_worker_is_killed(client: Client, sear
     assert len(set(killed)) == 2
     assert not any(psutil.pid_exists(pid) for pid in killed)
     client.wait_for_workers(2, timeout=30)
+
+
+def test_drive_leaves_the_cores_to_the_workers(client: Client, search: Search) -> None:
+    seen: list[int] = []
+    search.on_trial = lambda trial: seen.extend(  # type: ignore[method-assign]
+        pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"
+    )
+    search.run(client, 2)
+    assert seen
+    assert set(seen) == {1}
 
 
 def test_drive_goes_on_where_it_stopped(client: Client, search: Search) -> None:
