@@ -2,8 +2,8 @@
 
     python -m benchmarks.search.compare [--spaces digits minilm] [--contenders linas nsga2 ...] [--seeds 10]
 
-Finished runs are kept in ``--runs`` and not repeated; delete the folder to do so. The table goes to standard output,
-all numbers and a plot to ``--out``. Equal seeds give equal numbers in every process.
+Finished runs are kept in ``--runs`` and not repeated; delete the folder to do so. The table goes to standard output.
+Equal seeds give equal numbers in every process.
 """
 
 from __future__ import annotations
