@@ -104,10 +104,9 @@ def test_limits_steer_what_is_measured(unmet: bool) -> None:
     problem = Problem(WIDE, ("accuracy", "latency_ms"), limits=(limit,))
     asked = run(create("linas", problem), 60)[30:]
     found = [metrics_of(candidate) for candidate in asked]
-    if unmet:  # five networks of the space are below 2.5, thirty-six below 3.4
-        drawn = WIDE.sample(1000, np.random.default_rng(0))
-        least = min(metrics_of(WIDE.decode(genes))["latency_ms"] for genes in drawn)
-        assert np.median([metrics["latency_ms"] for metrics in found]) < least
+    if unmet:  # five networks of the space are below 2.5, thirty-six below 3.4; uniform draws repeat them
+        drawn = [metrics_of(WIDE.decode(genes))["latency_ms"] for genes in WIDE.sample(1000, np.random.default_rng(0))]
+        assert np.median([metrics["latency_ms"] for metrics in found]) < np.quantile(drawn, 0.25)
     else:
         assert np.mean([limit.violation(metrics) == 0 for metrics in found]) > 0.8
 
