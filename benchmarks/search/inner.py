@@ -13,28 +13,15 @@ import time
 import numpy as np
 
 from qnas_plugin.objectives import hypervolume
-from qnas_plugin.search import Problem, linas
-from qnas_plugin.space import Genes
-from tests.search.test_linas import stratified, weight_sweep
-from tests.test_space import bert_base_sst2_quantized
+from qnas_plugin.search import linas
+from tests.search.test_linas import ridge_of_bert_base, weight_sweep
 
 SEEDS = 5
 
 
 def main() -> None:
     """Prints seconds and shares, with and without networks in the start whose variables were set one by one."""
-    space, rng = bert_base_sst2_quantized(), np.random.default_rng(0)
-    worth, cost = rng.normal(size=(2, int(space.sizes.sum())))
-
-    def latency(genes: Genes) -> np.ndarray:
-        return space.features(genes) @ np.abs(cost)
-
-    problem = Problem(space, ("accuracy", "latency_ms"), exact={"latency_ms": latency})
-    genes = stratified(space, 100)
-    accuracy = space.features(genes) @ worth + 0.1 * rng.normal(size=len(genes))
-    metrics = [{"accuracy": a, "latency_ms": b} for a, b in zip(accuracy, latency(genes), strict=True)]
-    linas.PREDICTORS = ("ridge",)
-    model = linas.Model.fitted(problem, genes, metrics, rng)
+    model, genes = ridge_of_bert_base(np.random.default_rng(0))
     best = model(weight_sweep(model, 64))[0]
     with_seeds = linas.one_by_one
     for name, seeds in (("as it is", with_seeds), ("without one_by_one", lambda model, genes, rng: genes[:0])):

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,14 +20,13 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from qnas_plugin.files import write_json
 from qnas_plugin.hardware import RuntimeSetting
 from qnas_plugin.materialize import Graph, export
 from qnas_plugin.precision import DEFAULT, Precisions
 from qnas_plugin.space import Candidate, Condition, Genes, Precision, SearchSpace, Variable
 from qnas_plugin.supernets import Cut, Elastic, Part
 from qnas_plugin.supernets._cnn_layers import ElasticConv
-from qnas_plugin.supernets._encoder import SCHEMA_VERSION, SUPERNET_FILE, ElasticLinear, fingerprint, outputs
+from qnas_plugin.supernets._encoder import ElasticLinear, fingerprint, outputs, write_record
 from qnas_plugin.tasks import Batch, Inputs
 
 WEIGHTS_FILE = "model.safetensors"
@@ -301,13 +300,7 @@ class CnnSupernet:
         self.model.config.save_pretrained(folder)
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.model.state_dict().items()}
         save_file(tensors, folder / WEIGHTS_FILE)
-        record = {
-            "schema_version": SCHEMA_VERSION,
-            "supernet": self.family,
-            "elastic": asdict(self.elastic),
-            "training": self.training,
-        }
-        write_json(folder / SUPERNET_FILE, record)
+        write_record(folder, self.family, self.elastic, self.training)
 
     def _depthwise(self, layer: Layer) -> bool:
         return getattr(self.model.get_submodule(layer.path), "groups", 1) > 1

@@ -287,13 +287,7 @@ class EncoderSupernet:
     def save(self, folder: Path) -> None:
         with self._whole():
             self.model.save_pretrained(folder)
-        record = {
-            "schema_version": SCHEMA_VERSION,
-            "supernet": self.layout.family,
-            "elastic": asdict(self.elastic),
-            "training": self.training,
-        }
-        write_json(folder / SUPERNET_FILE, record)
+        write_record(folder, self.layout.family, self.elastic, self.training)
 
     def _linear(self, layer: int, group: str) -> Any:
         return self.layers[layer].get_submodule(self.layout.linears[group])
@@ -345,6 +339,17 @@ def kept_layers(layers: int, depth: int) -> tuple[int, ...]:
     dropped += [i for i in range(1, layers - 1) if i not in dropped]
     dropped += [0]
     return tuple(i for i in range(layers) if i not in dropped[: layers - depth])
+
+
+def write_record(folder: Path, family: str, elastic: Elastic, training: Mapping[str, Any]) -> None:
+    """Writes what a checkpoint is beside its weights."""
+    record = {
+        "schema_version": SCHEMA_VERSION,
+        "supernet": family,
+        "elastic": asdict(elastic),
+        "training": dict(training),
+    }
+    write_json(folder / SUPERNET_FILE, record)
 
 
 def read_record(checkpoint: str, family: str) -> dict[str, Any] | None:
