@@ -12,19 +12,18 @@ bias lie along its only axis.
 
 from __future__ import annotations
 
-import copy
 import math
 import warnings
 from collections import Counter
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 
+from qnas_plugin._quantizer import FP32_OUTPUT, REDUCE_RANGE, WEIGHT_INPUT, CachedQuantizer, Quantized
 from qnas_plugin.errors import QuantizationError
 from qnas_plugin.outline import Outline
 from qnas_plugin.precision import FORMATS
@@ -34,15 +33,6 @@ from qnas_plugin.tasks import Batch
 with warnings.catch_warnings():  # 3.7.1 imports pkg_resources, which warns
     warnings.simplefilter("ignore")
     from neural_compressor.adaptor.ox_utils.calibration import ONNXRTAugment
-    from neural_compressor.adaptor.ox_utils.quantizer import Quantizer
-    from neural_compressor.adaptor.ox_utils.util import (
-        QuantizedInitializer,
-        QuantizedValue,
-        QuantizedValueType,
-        _get_qrange_for_qType,
-        calculate_scale_zp,
-        quantize_data_with_scale_zero,
-    )
     from neural_compressor.model.onnx_model import ONNXModel
 
 Policy = Mapping[str, str]
@@ -53,19 +43,6 @@ Groups = Mapping[str, tuple[str, ...]]
 
 Ranges = Mapping[str, tuple[float, float]]
 """Tensor name to its smallest and largest value over the calibration data."""
-
-Quantized = MutableMapping[tuple[str, tuple[int, ...], int, int | None], QuantizedInitializer]
-"""Quantized weights by name, shape, type and channel axis; the axis is None for one scale."""
-
-WEIGHT_INPUT = {"MatMul": 1, "Gemm": 1, "Conv": 1, "Gather": 0}
-"""The operators that can be quantized, and which of their inputs is the weight or the table."""
-
-# ONNX Runtime has kernels with integer inputs and an FP32 output for these; to round the output too costs accuracy and
-# time. A Conv or Gather is an integer kernel only with a rounded output.
-_FP32_OUTPUT = ["MatMul", "Gemm"]
-_AT_ONCE = 1 << 16  # numbers quantized together: what they need stays in the cache of a core
-_SMALLEST_CHANNEL = 2.0**-16  # of the largest channel's scale
-_REDUCE_RANGE = False  # else Neural Compressor takes it from the CPU that it runs on
 
 _DTYPES = {"sym": onnx.TensorProto.INT8, "asym": onnx.TensorProto.UINT8}
 _TABLE = {"dtype": onnx.TensorProto.UINT8, "scheme": "asym", "granularity": "per_tensor", "algorithm": "minmax"}
@@ -173,8 +150,8 @@ class Calibrated:
             if node.name in int8
         }
         wrapped = ONNXModel(quantized)
-        scales = ONNXRTAugment(wrapped, None, [], reduce_range=_REDUCE_RANGE).dump_calibration(config, self.ranges)
-        quantizer = _CachedQuantizer(wrapped, config, scales, self._fp32.weights, self.quantized)
+        scales = ONNXRTAugment(wrapped, None, [], reduce_range=REDUCE_RANGE).dump_calibration(config, self.ranges)
+        quantizer = CachedQuantizer(wrapped, config, scales, self._fp32.weights, self.quantized)
         quantizer.quantize_model()
         wrapped.topological_sort()
         _restore_fp32_inputs(quantized.graph, int8, {name for names in self.groups.values() for name in names} - int8)
@@ -250,7 +227,7 @@ def verify(model: onnx.ModelProto, groups: Groups, policy: Policy) -> None:
             return True
         # An INT8 Conv or table hands its rounded output to whatever comes next.
         source = made_by.get(made_by[activation].input[0]) if activation in made_by else None
-        return source is not None and source.name.endswith("_quant") and source.op_type not in _FP32_OUTPUT
+        return source is not None and source.name.endswith("_quant") and source.op_type not in FP32_OUTPUT
 
     failed = [group for group, names in groups.items() if not all(landed(name, policy[group]) for name in names)]
     if failed:
@@ -309,7 +286,7 @@ def _weight_config(node: onnx.NodeProto, precision: str) -> dict[str, Any]:
 def _activations(nodes: Sequence[onnx.NodeProto]) -> dict[str, None]:
     """The tensors with a range, each once: what MatMul, Gemm and Conv read, and what Conv and Gather write."""
     read = {node.input[0]: None for node in nodes if node.op_type != "Gather"}
-    return read | {node.output[0]: None for node in nodes if node.op_type not in _FP32_OUTPUT}
+    return read | {node.output[0]: None for node in nodes if node.op_type not in FP32_OUTPUT}
 
 
 def _check_policy(groups: Groups, policy: Policy) -> None:
@@ -339,118 +316,3 @@ def _restore_fp32_inputs(graph: onnx.GraphProto, int8: set[str], fp32: set[str])
         for i, name in enumerate(node.input):
             if name in rounded and node.name not in quantized and (node.name in fp32 or name not in beside_conv):
                 node.input[i] = rounded[name]
-
-
-class _CachedQuantizer(Quantizer):  # type: ignore[misc]
-    """Neural Compressor's quantizer with weights that are quantized once, and not by way of Python lists.
-
-    Args:
-        model: The graph to quantize; its weights need no values.
-        config: Node name to its settings, as the quantizer wants them.
-        scales: Tensor name to zero point and scale.
-        weights: The FP32 weights by name.
-        quantized: The quantized weights of earlier runs; new ones are added.
-
-    Attributes:
-        int8: The quantized weights of this run by the names of their initializers, which have no values.
-    """
-
-    def __init__(
-        self,
-        model: ONNXModel,
-        config: Mapping[str, Any],
-        scales: Mapping[str, Any],
-        weights: Mapping[str, npt.NDArray[Any]],
-        quantized: Quantized,
-    ) -> None:
-        super().__init__(
-            model,
-            config,
-            "qdq",
-            True,
-            scales,
-            list(WEIGHT_INPUT),
-            reduce_range=_REDUCE_RANGE,
-            optypes_to_exclude_output_quant=_FP32_OUTPUT,
-        )
-        self._weights = weights
-        self._kept = quantized
-        self.int8: dict[str, npt.NDArray[Any]] = {}
-
-    def quantize_bias_tensor(self, node: onnx.NodeProto) -> None:
-        super().quantize_bias_tensor(node)
-        for axis in self.new_nodes[-1].attribute:
-            axis.i = 0  # 3.7.1 gives the bias the axis of the weight, which is 1 in a Gemm with transB=0
-
-    def quantize_weight_per_channel(
-        self, weight_name: str, weight_qType: int, scheme: str, channel_axis: int
-    ) -> tuple[str, str, str]:
-        weight = self._quantized(self.model.get_initializer(weight_name), weight_qType, scheme, channel_axis)
-        names = f"{weight.name}_quantized", f"{weight.name}_zero_point", f"{weight.name}_scale"
-        self._update_weight(weight)
-        self.quantized_value_map[weight.name] = QuantizedValue(
-            weight.name, names[0], names[2], names[1], QuantizedValueType.Initializer, None, weight_qType
-        )
-        return names
-
-    def _get_quantized_weight(self, initializer: onnx.TensorProto, qType: int, scheme: str) -> QuantizedInitializer:
-        return self._quantized(initializer, qType, scheme, None)
-
-    def _update_weight(self, weight: QuantizedInitializer) -> None:
-        if weight.name in self.quantized_value_map:
-            return
-        name, dims = f"{weight.name}_quantized", weight.initializer.dims
-        self.int8[name] = weight.quantized_data
-        shape = [] if weight.axis is None else [dims[weight.axis]]
-        initializers = self.model.initializer()
-        initializers.add(name=name, data_type=weight.qType, dims=dims)
-        initializers.append(
-            onnx.helper.make_tensor(f"{weight.name}_scale", onnx.TensorProto.FLOAT, shape, weight.scales)
-        )
-        initializers.append(
-            onnx.helper.make_tensor(f"{weight.name}_zero_point", weight.qType, shape, weight.zero_points)
-        )
-
-    def _quantized(
-        self, initializer: onnx.TensorProto, dtype: int, scheme: str, axis: int | None
-    ) -> QuantizedInitializer:
-        name, values = initializer.name, self._weights[initializer.name]
-        key = name, values.shape, dtype, axis
-        if key not in self._kept:
-            self._kept[key] = _quantize(initializer, values, dtype, scheme, axis)
-        weight = copy.copy(self._kept[key])
-        if self.model.get_initializer_share_num(name) > 1:
-            weight.name = f"{name}_{dtype}"
-        return weight
-
-
-def _quantize(
-    initializer: onnx.TensorProto, values: npt.NDArray[Any], dtype: int, scheme: str, axis: int | None
-) -> QuantizedInitializer:
-    """A weight quantized over its own minimum and maximum: per channel along an axis or, with None, as a whole."""
-    span = _get_qrange_for_qType(dtype, _REDUCE_RANGE)
-    if axis is None:
-        low, high = min(float(values.min()), 0), max(float(values.max()), 0)
-    else:
-        others = tuple(i for i in range(values.ndim) if i != axis)
-        low, high = np.minimum(values.min(others, keepdims=True), 0), np.maximum(values.max(others, keepdims=True), 0)
-    scale, zero_point = calculate_scale_zp(low, high, span, dtype, scheme)
-    # In a channel of next to no weights the scale is so small that its bias, in units of it, overflows INT32.
-    scale = np.maximum(scale, np.max(scale) * _SMALLEST_CHANNEL)
-    rounded = np.empty(values.shape, np.int8 if dtype == onnx.TensorProto.INT8 else np.uint8)
-    rows = max(1, _AT_ONCE * len(values) // values.size)
-    for first in range(0, len(values), rows):
-        part = slice(first, first + rows)
-        own = (scale[part], zero_point[part]) if axis == 0 else (scale, zero_point)
-        rounded[part] = quantize_data_with_scale_zero(values[part], dtype, scheme, *own)
-    return QuantizedInitializer(
-        initializer.name,
-        initializer,
-        [],
-        [],
-        np.reshape(zero_point, -1),
-        np.reshape(scale, -1),
-        quantized_data=rounded,
-        axis=axis,
-        qType=dtype,
-    )

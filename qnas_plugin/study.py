@@ -5,30 +5,25 @@ Trials live in an Optuna storage: a journal file by default, or any of its datab
 
 from __future__ import annotations
 
-import fcntl
-import json
 import math
-import re
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from pathlib import Path
 from typing import IO, Literal, TypeVar
 
 import optuna
 import sqlalchemy.exc
 from optuna.distributions import CategoricalDistribution
-from optuna.storages import BaseStorage, JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from qnas_plugin.errors import CandidateError, OutputError, QnasError, StudyError
-from qnas_plugin.objectives import METRICS, Limit, losses, non_dominated
+from qnas_plugin.errors import CandidateError, OutputError, StudyError
+from qnas_plugin.objectives import Limit, losses, non_dominated
 from qnas_plugin.search import Algorithm, Observation
 from qnas_plugin.space import Candidate, SearchSpace
+from qnas_plugin.storage import errors_of, load_study, lock_file, shown
 
 SCHEMA_VERSION = 1
 What = TypeVar("What")
@@ -123,11 +118,11 @@ class Study:
             OutputError: The file cannot be used, or another process writes it.
         """
         identity = {**identity, "space": space.fingerprint, "objectives": ",".join(objectives)}
-        with _errors_of(storage):
-            lock = _lock(storage) if write else None
+        with errors_of(storage):
+            lock = lock_file(storage) if write else None
         try:
-            with _errors_of(storage):
-                opened, study = _load(storage, name, objectives if write else None)
+            with errors_of(storage):
+                opened, study = load_study(storage, name, objectives if write else None)
                 attribute = study.user_attrs.get(_ATTRIBUTE)
                 if attribute is None and write and not study.get_trials(deepcopy=False):
                     with warnings.catch_warnings():
@@ -279,8 +274,8 @@ def stored_identity(storage: str, name: str = "qnas") -> dict[str, str]:
     Raises:
         StudyError: There is no study.
     """
-    with _errors_of(storage):
-        opened, study = _load(storage, name, None)
+    with errors_of(storage):
+        opened, study = load_study(storage, name, None)
         identity = _identity(storage, study.user_attrs.get(_ATTRIBUTE))
         opened.remove_session()
         return identity
@@ -290,28 +285,10 @@ def _finite(values: Mapping[str, float]) -> dict[str, float]:
     return {name: float(value) for name, value in values.items() if math.isfinite(value)}
 
 
-def _load(storage: str, name: str, objectives: Sequence[str] | None) -> tuple[BaseStorage, optuna.Study]:
-    """The study, created for these objectives when there is none; None creates nothing."""
-    path = _file(storage)
-    if objectives is None and path is not None and not path.exists():
-        raise StudyError(f"there is no study in '{storage}'; make one with: qnas tune")
-    if "://" in storage:
-        opened = optuna.storages.get_storage(storage)
-    else:
-        opened = JournalStorage(JournalFileBackend(storage, lock_obj=_NoLock()))  # type: ignore[arg-type]
-    try:
-        return opened, optuna.load_study(study_name=name, storage=opened)
-    except KeyError:
-        if objectives is None:
-            raise StudyError(f"there is no study '{name}' in '{_shown(storage)}'; make one with: qnas tune") from None
-    directions = [METRICS[objective] for objective in objectives]
-    return opened, optuna.create_study(study_name=name, storage=opened, directions=directions)
-
-
 def _identity(storage: str, attribute: Mapping[str, object] | None) -> dict[str, str]:
     if attribute is None or attribute.get("schema_version") != SCHEMA_VERSION:
         raise StudyError(
-            f"the study in '{_shown(storage)}' is not one of this version of qnas; start anew in another --out"
+            f"the study in '{shown(storage)}' is not one of this version of qnas; start anew in another --out"
         )
     identity = attribute["identity"]
     assert isinstance(identity, dict)
@@ -324,102 +301,6 @@ def _check_identity(storage: str, attribute: Mapping[str, object] | None, asked:
     if names:
         there, here = (", ".join(f"{name} {side.get(name, 'unset')}" for name in names) for side in (stored, asked))
         raise StudyError(
-            f"the study in '{_shown(storage)}' has {there}, this run has {here}; "
+            f"the study in '{shown(storage)}' has {there}, this run has {here}; "
             "use another --out, or the options of that study"
         )
-
-
-@contextmanager
-def _errors_of(storage: str) -> Iterator[None]:
-    """Keeps Optuna quiet, and turns what it raises on a storage that cannot be read into one line."""
-    verbosity = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    try:
-        yield
-    except QnasError:
-        raise
-    except ImportError as error:
-        raise StudyError(
-            f"no driver for '{_shown(storage)}' is installed; for PostgreSQL: pip install psycopg2-binary, or "
-            "pip install 'psycopg[binary]' and begin the URL with postgresql+psycopg://"
-        ) from error
-    except (optuna.exceptions.OptunaError, sqlalchemy.exc.SQLAlchemyError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise StudyError(
-            f"cannot read the study in '{_shown(storage)}' ({reason}); give a .journal file or a database URL of Optuna"
-        ) from error
-    except OSError as error:
-        raise OutputError(f"cannot use '{_shown(storage)}': {error.strerror}") from error
-    finally:
-        optuna.logging.set_verbosity(verbosity)
-
-
-def _file(storage: str) -> Path | None:
-    """The journal or SQLite file of a storage; None for another database."""
-    if "://" not in storage:
-        return Path(storage)
-    if storage.startswith("sqlite:///") and not storage.endswith(":memory:"):
-        return Path(storage.removeprefix("sqlite:///"))
-    return None
-
-
-def _shown(storage: str) -> str:
-    """A storage without the password of its URL."""
-    return re.sub(r"://[^@/]*@", "://***@", storage)
-
-
-class _NoLock:
-    """In place of Optuna's lock files, which stay behind when their process is killed (5.0: 30 s until they expire).
-
-    The study's own lock is held while it is open, and an append is a single write, so readers need none.
-    """
-
-    def acquire(self) -> bool:
-        """Succeeds."""
-        return True
-
-    def release(self) -> None:
-        """Does nothing."""
-
-
-def _lock(storage: str) -> IO[bytes] | None:
-    """Makes this process the only one that writes a journal or SQLite file; ends with the process, however it ends."""
-    path = _file(storage)
-    if path is None:
-        return None
-    if is_database := "://" in storage:
-        path = path.with_name(path.name + ".lock")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle = path.open("a+b")
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if not is_database:
-            _mend(handle)
-    except BlockingIOError:
-        handle.close()
-        raise OutputError(f"another process is writing '{path}'; wait until it ends, or use another --out") from None
-    except BaseException:
-        handle.close()
-        raise
-    return handle
-
-
-def _mend(journal: IO[bytes]) -> None:
-    """Cuts off a last line that a killed process left half written; Optuna 5.0 would glue the next one to it.
-
-    Raises:
-        StudyError: The file is no journal.
-    """
-    journal.seek(0)
-    content = journal.read()
-    whole = content.rfind(b"\n") + 1
-    try:
-        if not content.startswith(b'{"op_code"'[: len(content)]):
-            raise ValueError
-        for line in content[:whole].splitlines():
-            json.loads(line)
-    except ValueError:
-        raise StudyError(f"'{journal.name}' is not a journal of trials; use another --out") from None
-    if whole < len(content):
-        journal.truncate(whole)
-        journal.flush()
