@@ -28,11 +28,11 @@ import onnxruntime as ort
 from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped]
 
 from qnas_plugin import timing
+from qnas_plugin._quantizer import WEIGHT_INPUT
 from qnas_plugin.errors import CheckpointError, UsageError
 from qnas_plugin.materialize import Graph
 from qnas_plugin.outline import Outline
 from qnas_plugin.precision import DEFAULT, Precisions
-from qnas_plugin.quantize import WEIGHT_INPUT
 from qnas_plugin.space import Candidate, Genes, Precision, SearchSpace, Variable
 from qnas_plugin.supernets import Cut
 from qnas_plugin.tasks import Inputs

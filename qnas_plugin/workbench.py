@@ -20,13 +20,14 @@ import numpy as np
 import numpy.typing as npt
 
 from qnas_plugin import __version__, batch_norm, measure, ranges
+from qnas_plugin._quantizer import Quantized
 from qnas_plugin.environment import detect
 from qnas_plugin.errors import OutputError
 from qnas_plugin.hardware import RuntimeSetting
 from qnas_plugin.materialize import Graph, subnet
 from qnas_plugin.metrics import REFERENCE, Scorer, standard_error
 from qnas_plugin.outline import Outline
-from qnas_plugin.quantize import Calibrated, Quantized, calibrate
+from qnas_plugin.quantize import Calibrated, calibrate
 from qnas_plugin.space import Candidate
 from qnas_plugin.study import Evaluation
 from qnas_plugin.supernets import Cut

@@ -56,7 +56,7 @@ def main() -> None:
     journal = recorded.records.with_suffix(".jsonl")
     with contextlib.suppress(KeyboardInterrupt):
         _record(live, journal, options.candidates)
-    pack(journal, recorded.records, live.about)
+    pack(journal, recorded.records, live.about | {"covering": options.candidates // 2})
 
 
 def pack(journal: Path, target: Path, about: dict[str, Any]) -> None:

@@ -87,11 +87,17 @@ class Replay:
     @cached_property
     def accuracies(self) -> Mapping[str, Floats]:
         """The accuracies ``(m,)`` of the records on the search and the report split."""
-        examples = json.loads(str(self._data["about"]))["examples"]
-        return {
-            split: np.unpackbits(self._data[split], axis=1, count=count).mean(axis=1)
-            for split, count in examples.items()
-        }
+        return {split: self._right(split).mean(axis=1) for split in ("search", "report")}
+
+    @cached_property
+    def right(self) -> npt.NDArray[np.bool_]:
+        """Which examples of the search split each record got right, ``(m, examples)``."""
+        return self._right("search") == 1
+
+    @cached_property
+    def covering(self) -> int:
+        """How many of the records, the first ones, cover the space; the others are near predicted fronts."""
+        return min(int(self._about["covering"]), len(self.genes))
 
     @property
     def recorded_mb(self) -> Floats:
@@ -133,7 +139,7 @@ class Replay:
         if candidate.key not in self._known:
             error = np.random.default_rng(int(candidate.key, 16)).normal(0, self.quality.error)
             accuracy = float(self.surrogate.predict(self.space.features(genes))[0]) + error
-            count = json.loads(str(self._data["about"]))["examples"]["search"]
+            count = self._about["examples"]["search"]
             self._known[candidate.key] = float(np.clip(np.round(accuracy * count) / count, 0, 1))
         return self._known[candidate.key]
 
@@ -145,6 +151,14 @@ class Replay:
     @cached_property
     def _overhead_mb(self) -> float:
         return float(np.median(self.recorded_mb - self.recorded.shape.weight_mb(self.genes)))
+
+    def _right(self, split: str) -> npt.NDArray[np.uint8]:
+        return np.unpackbits(self._data[split], axis=1, count=self._about["examples"][split])
+
+    @cached_property
+    def _about(self) -> dict[str, Any]:
+        about: dict[str, Any] = json.loads(str(self._data["about"]))
+        return about
 
     @cached_property
     def _data(self) -> dict[str, npt.NDArray[Any]]:

@@ -14,11 +14,11 @@ import torch
 from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
 
 from qnas_plugin import registry
+from qnas_plugin._quantizer import WEIGHT_INPUT
 from qnas_plugin.decompose import Decomposition, join
 from qnas_plugin.errors import CheckpointError, UsageError
 from qnas_plugin.isolate import build, isolate
 from qnas_plugin.materialize import Graph, export, export_module, materialize
-from qnas_plugin.quantize import WEIGHT_INPUT
 from qnas_plugin.space import Candidate, Precision
 from qnas_plugin.supernets import Elastic, Supernet, check_labels
 from qnas_plugin.supernets._cnn_layers import ElasticConv, ElasticNorm
