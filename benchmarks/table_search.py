@@ -40,6 +40,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="of the setting to retarget to")
     parser.add_argument("--batch", type=int, default=8, help="of the setting to retarget to")
     parser.add_argument("--evaluate", type=int, default=10, help="evaluations that retargeting may spend")
+    parser.add_argument("--insist", action="store_true", help="take tables that speak against themselves")
     parser.add_argument("--out", type=Path, default=Path("runs/table-search"))
     arguments = parser.parse_args()
     common = {
@@ -56,11 +57,12 @@ def main() -> None:
         folder: Path = arguments.out / str(seed)
         here = {"threads": 1, "batch": 1, "seed": seed}
         there = {"threads": arguments.threads, "batch": arguments.batch, "seed": seed}
-        with_table = TuneRequest(**common, **here, latency="table", out=folder / "table")
+        table = {"latency": "table", "insist": arguments.insist}
+        with_table = TuneRequest(**common, **here, **table, out=folder / "table")
         print(f"seed {seed}, {arguments.trials} trials, {arguments.supernet}, 1 thread, batch 1")
         compare(with_table, TuneRequest(**common, **here, latency="measured", out=folder / "measured"))
         print(f"seed {seed}, retargeted to {arguments.threads} threads, batch {arguments.batch}")
-        fresh = TuneRequest(**common, **there, latency="table", out=folder / "fresh")
+        fresh = TuneRequest(**common, **there, **table, out=folder / "fresh")
         carry_over(with_table, fresh, arguments.evaluate)
 
 
@@ -95,7 +97,13 @@ def carry_over(study: TuneRequest, fresh: TuneRequest, evaluate: int) -> None:
             title = f"retarget --evaluate {count}"
             began = time.perf_counter()
             found = retarget(
-                study.out, "auto", threads=fresh.threads, batch=fresh.batch, evaluate=count, out=Path(name) / "out"
+                study.out,
+                "auto",
+                threads=fresh.threads,
+                batch=fresh.batch,
+                evaluate=count,
+                insist=fresh.insist,
+                out=Path(name) / "out",
             )
             seconds[title] = time.perf_counter() - began
             rows = []

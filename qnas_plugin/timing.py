@@ -31,6 +31,7 @@ RUNTIME_ERRORS: tuple[type[Exception], ...] = (
     ValueError,
 )
 _FATAL = 4
+_SPIN = 0.08  # seconds in which threads of ONNX Runtime 1.31 look for work after a run: they would slow the next model
 _UNDISTURBED = 0.97
 
 
@@ -72,8 +73,14 @@ class Request:
         (folder / "request.json").write_text(json.dumps(asdict(self)), encoding="utf-8")
 
 
-def session(model: str | Path, threads: int, *, spinning: bool, arena: bool = True) -> onnxruntime.InferenceSession:
-    """A session on the CPU with fixed threads that logs nothing."""
+def session(
+    model: str | Path, threads: int, *, spinning: bool, arena: bool = True, cpus: Sequence[int] = ()
+) -> onnxruntime.InferenceSession:
+    """A session on the CPU with fixed threads that logs nothing.
+
+    Args:
+        cpus: One for each thread, the calling thread's first; none leaves threads where the system puts them.
+    """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -81,6 +88,9 @@ def session(model: str | Path, threads: int, *, spinning: bool, arena: bool = Tr
     options.enable_cpu_mem_arena = arena
     options.log_severity_level = _FATAL
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
+    if len(cpus) > 1:  # counted from 1; without it threads of many sessions meet on one core
+        affinities = ";".join(str(cpu + 1) for cpu in cpus[1:])
+        options.add_session_config_entry("session.intra_op_thread_affinities", affinities)
     return onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
 
 
@@ -115,7 +125,7 @@ def main(folder: Path) -> int:
     with np.load(folder / "inputs.npz") as stored:
         inputs = dict(zip(request.inputs, stored.values(), strict=True))
     if request.cpus:
-        psutil.Process().cpu_affinity(list(request.cpus))
+        psutil.Process().cpu_affinity([request.cpus[0]])  # of this thread; others are pinned by their sessions
     loaded: dict[int, onnxruntime.InferenceSession] = {}
     arrays: dict[str, npt.NDArray[np.float64]] = {}
     core_share = np.empty((len(request.models), request.rounds))
@@ -125,7 +135,11 @@ def main(folder: Path) -> int:
         for i in range(len(request.models))[:: 1 if turn % 2 == 0 else -1]:
             try:
                 model = loaded.get(i) or session(
-                    request.models[i], request.threads, spinning=request.spinning, arena=request.arena
+                    request.models[i],
+                    request.threads,
+                    spinning=request.spinning,
+                    arena=request.arena,
+                    cpus=request.cpus,
                 )
                 warm_up = 1 if i in loaded else 10
                 arrays[f"{i}.{turn}"], core_share[i, turn] = _undisturbed_turn(
@@ -159,6 +173,8 @@ def _turn(
     model: onnxruntime.InferenceSession, inputs: dict[str, npt.NDArray[Any]], request: Request, warm_up: int
 ) -> tuple[npt.NDArray[np.float64], float]:
     """Milliseconds of each run, and the part of the time in which the main thread had its core."""
+    if request.threads > 1 and request.spinning:
+        time.sleep(_SPIN)
     begin, runs = time.perf_counter(), 0
     while runs < 1 or (runs < warm_up and time.perf_counter() - begin < 0.2):
         model.run(None, inputs)
