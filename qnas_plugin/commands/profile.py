@@ -173,13 +173,19 @@ class Bench:
         return -(-(FITTED + HELD_OUT) // max(4, int(BATCH_MB / megabytes)))
 
     def networks(self, seed: int) -> list[tuple[Purpose, Genes]]:
-        """Those to test on, uniformly random, and those to fit to, designed; none is twice there."""
+        """Those to fit to, half of them designed and half uniformly random, and those to test on; none is twice there.
+
+        A design alone consists of extremes, and what is fitted to it is a percent or two off in between.
+        """
         space, rng = self.supernet.space, np.random.default_rng(seed)
-        tests = space.sample(10 * HELD_OUT, rng)
-        tests = tests[unique_rows(tests)][:HELD_OUT]
-        designed = design(_decomposition(self.supernet, "half-block"), FITTED + HELD_OUT, rng)
-        designed = designed[~(designed[:, None] == tests).all(axis=2).any(axis=1)][:FITTED]
-        return [*(("fit", genes) for genes in designed), *(("test", genes) for genes in tests)]
+        random = space.sample(10 * (FITTED + HELD_OUT), rng)
+        random = random[unique_rows(random)]
+        tests, rest = random[:HELD_OUT], random[HELD_OUT:]
+        designed = design(_decomposition(self.supernet, "half-block"), FITTED // 2 + HELD_OUT, rng)
+        designed = designed[~(designed[:, None] == tests).all(axis=2).any(axis=1)][: FITTED // 2]
+        fitted = np.concatenate([designed, rest])
+        fitted = fitted[unique_rows(fitted)][:FITTED]
+        return [*(("fit", genes) for genes in fitted), *(("test", genes) for genes in tests)]
 
     def batches(self, networks: Sequence[tuple[Purpose, Genes]], seed: int) -> Iterator[list[tuple[Purpose, Genes]]]:
         """The networks of each visit, without end: in each pass all of them, with other companions.
