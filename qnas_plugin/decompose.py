@@ -86,14 +86,14 @@ class Decomposition:
         """How often each candidate has each row: genotypes ``(m, n)`` to ``(m, number of keys)``."""
         active = self.space.active(genes)
         counts = np.zeros((len(genes), len(self.keys)))
-        rows = np.arange(len(genes))
         for part, columns in self._columns:
             variables = [self.space.index[name] for name in part.variables.values()]
             code = np.zeros(len(genes), dtype=np.int64)
             for i in variables:
                 code = code * self.space.sizes[i] + genes[:, i]
-            there = active[:, variables].all(axis=1)
-            counts[rows[there], columns[code[there]]] += 1
+            column = columns[code]
+            there = np.flatnonzero(active[:, variables].all(axis=1) & (column >= 0))
+            counts[there, column[there]] += 1
         return counts
 
     def example(self, key: Key) -> tuple[Part, Genes]:
@@ -115,10 +115,21 @@ class Decomposition:
 
     @cached_property
     def _columns(self) -> Sequence[tuple[Part, npt.NDArray[np.int64]]]:
-        return [(part, np.array([self.index[key] for key in self._keys(part)])) for part in self.parts]
+        """Each part's row for each combination of its variables, the last one's choices fastest; -1 is none."""
+        return [(part, np.array([self.index.get(key, -1) for key in self._every(part)])) for part in self.parts]
 
     def _keys(self, part: Part) -> list[Key]:
+        """The rows that a part can be."""
+        return [key for key in self._every(part) if part.reader is None or _changes(key)]
+
+    def _every(self, part: Part) -> list[Key]:
         choices = [self.space.variables[self.space.index[name]].choices for name in part.variables.values()]
         return [
             Key(part.kind, tuple(zip(part.variables, values, strict=True))) for values in itertools.product(*choices)
         ]
+
+
+def _changes(key: Key) -> bool:
+    """Whether a tensor is written in another precision than it is read in."""
+    writes, reads = (value == Precision.FP32 for _, value in key.values[-2:])
+    return writes != reads

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
 from qnas_plugin import timing
+from qnas_plugin._quantizer import WEIGHT_INPUT
 from qnas_plugin.decompose import Decomposition, Key
 from qnas_plugin.materialize import Graph, materialize, module_path
 from qnas_plugin.quantize import Calibrated, Ranges
@@ -78,13 +80,21 @@ def isolate(
     for rows in networks.values():
         model = onnx.shape_inference.infer_shapes(materialize(graph, supernet.cut(rows[0][2])))
         owners = {node.name: _owner(node, decomposition.parts) for node in model.graph.node}
-        cuts = []
+        cuts, changes = [], []
         for key, part, candidate in rows:
+            if part.reader is not None:
+                changes.append((key, _read(model.graph, part.reader)))
+                continue
             names = [name for name, owner in owners.items() if owner is part]
             if names:
                 cuts.append((key, candidate, names, *_borders(model.graph, names)))
-        wanted = dict.fromkeys(name for *_, needed, _ in cuts for name in needed)
+        wanted = dict.fromkeys([name for *_, needed, _ in cuts for name in needed] + [name for _, name in changes])
         values = _values(model, [*wanted], inputs, folder)
+        for key, name in changes:
+            own = _rounding(model, name)
+            prefix = f"{len(alone)}:"
+            _rename_inputs(own.graph, prefix)
+            alone.append(Alone(key, own, {f"{prefix}{name}": values[name]}))
         for key, candidate, names, needed, made in cuts:
             own = _extract(model, names, needed, made)
             policy = {
@@ -120,6 +130,30 @@ def _owner(node: onnx.NodeProto, parts: Sequence[Part]) -> Part:
     path = f"{module_path(node)}."
     above = [(len(p), i) for i, part in enumerate(parts) for p in part.paths if not p or path.startswith(f"{p}.")]
     return parts[max(above)[1]]
+
+
+def _read(graph: onnx.GraphProto, module: str) -> str:
+    """The tensor that a module's layer reads."""
+    node = next(n for n in graph.node if n.op_type in WEIGHT_INPUT and f"{module_path(n)}.".startswith(f"{module}."))
+    name: str = node.input[0]
+    return name
+
+
+def _rounding(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
+    """What a tensor takes to become INT8 and FP32 again."""
+    part = _extract(model, (), [name], ["read"])
+    scale, zero = (
+        numpy_helper.from_array(np.array(0.03, np.float32), "scale"),
+        numpy_helper.from_array(np.array(128, np.uint8), "zero"),
+    )
+    part.graph.initializer.extend([scale, zero])
+    part.graph.node.extend(
+        [
+            onnx.helper.make_node("QuantizeLinear", [name, "scale", "zero"], ["rounded"]),
+            onnx.helper.make_node("DequantizeLinear", ["rounded", "scale", "zero"], ["read"]),
+        ]
+    )
+    return part
 
 
 def _borders(graph: onnx.GraphProto, names: Collection[str]) -> tuple[list[str], list[str]]:

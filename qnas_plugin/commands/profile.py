@@ -325,7 +325,7 @@ def _alone(supernet: Supernet, decomposition: Decomposition, times: Mapping[str,
     sums = []
     for key in decomposition.keys:
         part, genes = decomposition.example(key)
-        inside = [own for own in fine.parts if own.paths[0] in part.paths]
+        inside = [own for own in fine.parts if own.reader == part.reader and {*own.paths[:1]} <= {*part.paths}]
         sums.append(sum(times[str(fine.key(own, genes))] for own in inside))
     return np.array(sums)
 

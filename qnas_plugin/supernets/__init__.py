@@ -83,6 +83,9 @@ class Part:
         paths: The modules whose nodes it is made of; a node belongs to the part with the longest path above it.
         block: Which block of the network it is in, ``layer.0``; parts outside the blocks have none.
         levels: What it may be taken together with, the widest first: ``layer``, ``attention``, ``projections``.
+        reader: The module that reads a tensor, of which this part is the change between INT8 and FP32. Its last two
+            variables are the precisions of what writes the tensor and of what reads it; it is there while one of them
+            is ``fp32`` and the other one is not, and no node is its own.
     """
 
     kind: str
@@ -90,6 +93,7 @@ class Part:
     paths: tuple[str, ...] = ("",)
     block: str = ""
     levels: tuple[str, ...] = ()
+    reader: str | None = None
 
 
 class Network(Protocol):

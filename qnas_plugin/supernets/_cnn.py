@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -90,12 +91,14 @@ class Plan:
         layers: In the order of the network.
         optional: Path of a block that can be skipped to the condition under which it is there.
         cores: What is in blocks beside their layers.
+        stream: Layers of which each reads what the one before it wrote, their paths.
     """
 
     variables: tuple[Variable, ...]
     layers: tuple[Layer, ...]
     optional: Mapping[str, Condition]
     cores: tuple[Part, ...]
+    stream: tuple[str, ...] = ()
 
 
 class CnnSupernet:
@@ -175,6 +178,11 @@ class CnnSupernet:
                 variables["kernel"] = layer.kernel
             variables["precision"] = f"precision.{group}"
             parts.append(Part(layer.kind, variables, tuple(path.removesuffix(".conv") for path in paths), layer.block))
+        layers = {layer.path: layer for layer in self.plan.layers}
+        for writer, reader in pairwise(layers[path] for path in self.plan.stream):
+            ends = {"from": f"precision.{writer.group}", "to": f"precision.{reader.group}"}
+            variables = {**reader.inputs.variables, **ends}
+            parts.append(Part(f"{reader.kind}.boundary", variables, (), reader.block, reader=reader.path))
         return tuple(parts)
 
     def example(self, setting: RuntimeSetting) -> Inputs:

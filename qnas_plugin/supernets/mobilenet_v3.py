@@ -195,7 +195,8 @@ def build(config: Any, elastic: Elastic) -> tuple[MobileNetV3, Plan]:
         Unit(ElasticConv(last.largest, features.largest, (1,)), swish, norm=False),
         Classifier(features.largest, config.num_labels),
     )
-    return model, Plan(tuple(variables), tuple(layers), optional, tuple(cores))
+    main = tuple(layer.path for layer in layers if not layer.kind.endswith(".squeeze_excite"))
+    return model, Plan(tuple(variables), tuple(layers), optional, tuple(cores), main)
 
 
 def largest(config: Any) -> Elastic:

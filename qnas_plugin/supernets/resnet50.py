@@ -159,7 +159,8 @@ def build(config: Any, elastic: Elastic) -> tuple[ResNet, Plan]:
             stream = outputs
     layers.append(Layer("classifier", "classifier", "classifier", stream, Channels.fixed(config.num_labels)))
     model = ResNet(units, blocks, Classifier(stream.largest, config.num_labels))
-    return model, Plan(tuple(variables), tuple(layers), optional, tuple(cores))
+    main = tuple(layer.path for layer in layers if not layer.kind.endswith(".downsample"))
+    return model, Plan(tuple(variables), tuple(layers), optional, tuple(cores), main)
 
 
 def largest(config: Any) -> Elastic:

@@ -2,14 +2,19 @@ from __future__ import annotations
 
 import json
 import math
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 
 from qnas_plugin import registry
+from qnas_plugin.decompose import Decomposition
 from qnas_plugin.errors import CheckpointError, UsageError
+from qnas_plugin.hardware import RuntimeSetting
+from qnas_plugin.isolate import isolate
 from qnas_plugin.space import Precision
 from qnas_plugin.supernets import Elastic
 from qnas_plugin.supernets._cnn import CnnSupernet
@@ -122,6 +127,30 @@ def test_masks_of_skipped_blocks_drop_their_variables(family: str, request: pyte
         skipped = any(layer.path.startswith(f"{path}.") for path in cut.skipped)
         assert skipped == (f"precision.{layer.group}" not in smallest) == (layer.path not in cut.widths)
     assert not any(name.startswith(f"{path.replace('blocks', 'block')}.") for path in cut.skipped for name in smallest)
+
+
+@pytest.mark.parametrize("family", MODEL_TYPE)
+def test_parts_have_a_row_where_a_tensor_changes_between_int8_and_fp32(
+    family: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    supernet: CnnSupernet = registry.load("supernets", family).load(
+        str(request.getfixturevalue(f"{family}_checkpoint"))
+    )
+    space, decomposition = supernet.space, Decomposition(supernet.space, supernet.parts)
+    changes = np.array([key.kind.endswith(".boundary") for key in decomposition.keys])
+    groups = {layer.path: layer.group for layer in supernet.plan.layers}
+    for genes in space.sample(10, np.random.default_rng(0)):
+        candidate = space.decode(genes)
+        formats = [candidate.get(f"precision.{groups[path]}") for path in supernet.plan.stream]
+        expected = sum(
+            None not in (a, b) and (a == Precision.FP32) != (b == Precision.FP32) for a, b in pairwise(formats)
+        )
+        assert decomposition.counts(genes[None])[0, changes].sum() == expected
+    key = next(key for key, change in zip(decomposition.keys, changes.tolist(), strict=True) if change)
+    inputs = supernet.example(RuntimeSetting())
+    (alone,) = isolate(supernet.graph(inputs), supernet, decomposition, inputs, tmp_path, [key])
+    assert [node.op_type for node in alone.model.graph.node] == ["QuantizeLinear", "DequantizeLinear"]
+    onnxruntime.InferenceSession(alone.model.SerializeToString()).run(None, dict(alone.inputs))
 
 
 @pytest.mark.parametrize("family", MODEL_TYPE)

@@ -241,7 +241,8 @@ def test_parts_are_rows_of_a_table_and_own_each_node_once(
     largest = space.corner("largest", Precision.FP32)
     decomposition = Decomposition(space, join(supernet.parts, "linear"))
     active = decomposition.counts(space.encode(largest)[None])[0]
-    assert active.sum() == sum(all(name in largest for name in part.variables.values()) for part in supernet.parts)
+    there = [part for part in supernet.parts if part.reader is None]  # all is FP32, so that no tensor changes
+    assert active.sum() == sum(all(name in largest for name in part.variables.values()) for part in there)
     inputs = {name: array[:1] for name, array in INPUTS[family].items()}
     only = [key for key, count in zip(decomposition.keys, active.tolist(), strict=True) if count]
     found = {alone.key: alone.model for alone in isolate(graph, supernet, decomposition, inputs, tmp_path, only)}
