@@ -1,11 +1,13 @@
 """Seconds and memory from a candidate to its quantized ONNX file: this package against the plain way.
 
-    python benchmarks/pipeline.py [--models minilm bert-base] [--candidates 3]
+    python benchmarks/pipeline.py [--models minilm bert-base resnet50] [--candidates 3]
 
 The plain way is a ``torch.onnx.export`` of the subnet and a ``neural_compressor.quantization.fit`` for each candidate.
 Both get the same candidates and 100 calibration texts with the lengths of SST-2 sentences, in turns; as usual, the
-plain way pads all texts to one length, and this package sorts them into batches of like length. The weights are random,
-which changes no time. Memory is what a process of its own has at its peak above what it has when all is imported.
+plain way pads all texts to one length, and this package sorts them into batches of like length. The ResNet-50 gets
+images of 224 pixels; this package also estimates its BatchNorm statistics anew, the plain way does not. The weights are
+random, which changes no time. Memory is what a process of its own has at its peak above what it has when all is
+imported.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ from transformers import BertConfig, BertForSequenceClassification
 from qnas_plugin import registry
 from qnas_plugin.environment import detect
 from qnas_plugin.hardware import RuntimeSetting
-from qnas_plugin.materialize import Graph, export, export_module
+from qnas_plugin.materialize import Graph, export_module
 from qnas_plugin.metrics import Scorer
 from qnas_plugin.space import Candidate, Precision
 from qnas_plugin.supernets import Supernet
@@ -54,7 +56,8 @@ MODELS: Mapping[str, tuple[int, int, int, int, int]] = {
 def main() -> None:
     """Prints a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=["minilm", "bert-base"])
+    every = [*MODELS, "resnet50"]
+    parser.add_argument("--models", nargs="+", choices=every, default=["minilm", "bert-base", "resnet50"])
     parser.add_argument("--candidates", type=int, default=3)
     parser.add_argument("--no-memory", action="store_true", help="leave out the memory, which needs minutes")
     parser.add_argument("--memory-of", choices=["here", "plain"], help=argparse.SUPPRESS)
@@ -143,7 +146,35 @@ def highest() -> float:
 
 
 def prepare(name: str, folder: Path) -> tuple[Supernet, Workbench, list[Batch]]:
-    """A random supernet with its workbench, and the calibration texts padded to one length."""
+    """A random supernet with its workbench, and the calibration data as the plain way gets them."""
+    if name == "resnet50":
+        supernet, batches = images()
+        return supernet, workbench(supernet, batches, RuntimeSetting(resolution=224)), batches
+    supernet, batches, padded = texts(name, folder)
+    return supernet, workbench(supernet, batches, RuntimeSetting(sequence_length=MODELS[name][-1])), padded
+
+
+def workbench(supernet: Supernet, batches: Sequence[Batch], setting: RuntimeSetting) -> Workbench:
+    """What builds candidates with these calibration data."""
+    first = batches[0]
+    count = len(first.positions)
+    search, labels = [Batch(first.inputs, np.arange(count))], np.zeros(count, dtype=np.int64)
+    built = Workbench(supernet.graph(first.inputs), batches, search, Scorer("accuracy", labels), first.inputs, setting)
+    assert built.fingerprint  # hashes the weights, once a run
+    return built
+
+
+def images() -> tuple[Supernet, list[Batch]]:
+    """OFA's ResNet-50, and random images."""
+    folder = Path(__file__).parents[1] / "examples" / "shapes" / "ofa-resnet50"
+    supernet: Supernet = registry.load("supernets", "resnet50").load(str(folder))
+    pixels = np.random.default_rng(0).standard_normal((TEXTS, 3, 224, 224), dtype=np.float32)
+    parts = np.split(np.arange(TEXTS), range(8, TEXTS, 8))
+    return supernet, [Batch({"pixel_values": pixels[part]}, part) for part in parts]
+
+
+def texts(name: str, folder: Path) -> tuple[Supernet, list[Batch], list[Batch]]:
+    """A BERT, and calibration texts: in batches of like length, and padded to one length."""
     width, layers, heads, ffn, length = MODELS[name]
     config = BertConfig(
         hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads, intermediate_size=ffn, num_labels=2
@@ -153,17 +184,11 @@ def prepare(name: str, folder: Path) -> tuple[Supernet, Workbench, list[Batch]]:
     supernet: Supernet = registry.load("supernets", "bert").load(str(checkpoint))
     rng = np.random.default_rng(0)
     lengths = np.clip(rng.lognormal(3.1, 0.55, TEXTS).astype(int), 4, length)  # SST-2: median 22 tokens
-    texts = [rng.integers(1000, config.vocab_size, size) for size in lengths]
+    tokens = [rng.integers(1000, config.vocab_size, size) for size in lengths]
     order = np.argsort(lengths, kind="stable")
-    sorted_ = [batch(texts, chunk, None) for chunk in np.split(order, range(8, TEXTS, 8))]
-    padded = [batch(texts, chunk, length) for chunk in np.split(np.arange(TEXTS), range(8, TEXTS, 8))]
-    graph = export(supernet, sorted_[0].inputs)
-    count = len(sorted_[0].positions)
-    search, labels = [Batch(sorted_[0].inputs, np.arange(count))], np.zeros(count, dtype=np.int64)
-    setting = RuntimeSetting(sequence_length=length)
-    workbench = Workbench(graph, sorted_, search, Scorer("accuracy", labels), sorted_[0].inputs, setting)
-    assert workbench.fingerprint  # hashes the weights, once a run
-    return supernet, workbench, padded
+    sorted_ = [batch(tokens, chunk, None) for chunk in np.split(order, range(8, TEXTS, 8))]
+    padded = [batch(tokens, chunk, length) for chunk in np.split(np.arange(TEXTS), range(8, TEXTS, 8))]
+    return supernet, sorted_, padded
 
 
 def batch(texts: Sequence[Any], positions: Any, length: int | None) -> Batch:
