@@ -14,10 +14,12 @@ One worker alone computes on all cores. With ``--core-each`` it has one core, dr
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean, pstdev
@@ -25,8 +27,7 @@ from statistics import mean, pstdev
 import numpy as np
 
 from qnas_plugin import registry, workers
-from qnas_plugin.commands.tune import Loaded, load
-from qnas_plugin.evaluate import Evaluator
+from qnas_plugin.commands.tune import load
 from qnas_plugin.objectives import hypervolume, losses, signs
 from qnas_plugin.request import TuneRequest
 from qnas_plugin.search import ExactMetric, Problem
@@ -46,35 +47,36 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="qnas-workers-") as folder:
         request = TuneRequest.build({"out": folder, "trials": arguments.trials}, arguments.request)
-        loaded = load(request)
-        evaluator = loaded.evaluator()
-        everywhere = os.sched_getaffinity(0)
+        every = sorted(os.sched_getaffinity(0))
         found: dict[int, list[list[Trial]]] = {count: [] for count in arguments.counts}
         hourly: dict[int, list[float]] = {count: [] for count in arguments.counts}
         for seed in range(arguments.seeds):
             for count in arguments.counts if seed % 2 == 0 else arguments.counts[::-1]:
-                if arguments.core_each:
-                    os.sched_setaffinity(0, sorted(everywhere)[:count])
-                os.environ["XDG_CACHE_HOME"] = f"{folder}/{seed}-{count}"
-                trials, seconds = search(loaded, evaluator, count, seed, Path(folder) / f"{seed}-{count}.journal")
+                cpus = every[:count] if arguments.core_each else every
+                # A process of its own: threads that start workers would keep the cores of the search before.
+                with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+                    trials, seconds = process.submit(search, request, count, seed, cpus).result()
                 found[count].append(trials)
-                hourly[count].append(3600 * (len(trials) - 1) / seconds)
+                hourly[count].append((len(trials) - 1) / seconds * 3600)
                 other = 1 - mean(t.seconds["accuracy"] / sum(t.seconds.values()) for t in trials)
                 print(
                     f"seed {seed}, {count} workers: {hourly[count][-1]:.0f} trials an hour; "
                     f"a trial {mean(sum(t.seconds.values()) for t in trials):.2f} s, {100 * other:.0f} % not accuracy",
                     flush=True,
                 )
-        compare(objectives(loaded), found, hourly)
+        compare(objectives(request), found, hourly)
 
 
-def search(loaded: Loaded, evaluator: Evaluator, count: int, seed: int, storage: Path) -> tuple[list[Trial], float]:
-    """The trials of one search, and the seconds from the first to the last."""
-    request, supernet = loaded.request, loaded.supernet
+def search(request: TuneRequest, count: int, seed: int, cpus: Sequence[int]) -> tuple[list[Trial], float]:
+    """The trials of one search on some cores, and the seconds from the first to the last."""
+    os.sched_setaffinity(0, cpus)
+    os.environ["XDG_CACHE_HOME"] = f"{request.out}/{seed}-{count}"
+    loaded = load(request)
+    evaluator, supernet = loaded.evaluator(), loaded.supernet
     exact: dict[str, ExactMetric] = {"size_mb": supernet.weight_mb}
     if loaded.estimator is not None:
         exact["latency_ms"] = loaded.estimator
-    problem = Problem(supernet.space, objectives(loaded), exact=exact)
+    problem = Problem(supernet.space, objectives(request), exact=exact)
     algorithm = registry.load("search", request.algorithm).create(
         problem, seed=seed, population=min(request.population, request.trials)
     )
@@ -84,8 +86,9 @@ def search(loaded: Loaded, evaluator: Evaluator, count: int, seed: int, storage:
         return replace(told, latency=told.latency or (1.0, 0.0))
 
     times: list[float] = []
+    storage = f"{request.out}/{seed}-{count}.journal"
     with (
-        Study.open(str(storage), supernet.space, problem.objectives, identity={"seed": str(seed)}) as study,
+        Study.open(storage, supernet.space, problem.objectives, identity={"seed": str(seed)}) as study,
         workers.connect(count, None, loaded.profile.name) as client,
     ):
         workers.drive(
@@ -101,9 +104,9 @@ def search(loaded: Loaded, evaluator: Evaluator, count: int, seed: int, storage:
         return study.trials(), times[-1] - times[0]
 
 
-def objectives(loaded: Loaded) -> tuple[str, ...]:
+def objectives(request: TuneRequest) -> tuple[str, ...]:
     """What is searched for."""
-    return loaded.request.objectives if loaded.estimator is not None else ("accuracy", "size_mb")
+    return request.objectives if request.latency == "table" else ("accuracy", "size_mb")
 
 
 def compare(
