@@ -183,8 +183,8 @@ def table_name(supernet: str, shape: Mapping[str, int | str], setting: RuntimeSe
 
 def setting_of(inputs: Inputs, setting: RuntimeSetting) -> RuntimeSetting:
     """A setting with the sequence length or the resolution that inputs really have."""
-    array = next(iter(inputs.values()))
-    length, resolution = (array.shape[1], None) if array.ndim == 2 else (None, array.shape[2])
+    length = next((array.shape[1] for array in inputs.values() if array.ndim == 2), None)
+    resolution = next((array.shape[2] for array in inputs.values() if array.ndim == 4), None)
     return setting.model_copy(update={"sequence_length": length, "resolution": resolution})
 
 

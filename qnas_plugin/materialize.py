@@ -1,7 +1,7 @@
 """Candidate to FP32 ONNX: the supernet's graph is exported once, a subnet is that graph with sliced initializers.
 
 The exported graph is brought into one form first: each linear layer is a ``MatMul`` and an ``Add``, initializers of
-these, of convolutions and of BatchNorms are named after the torch parameters, and head counts are left free
+these, of convolutions and of norms are named after the torch parameters, and head counts are left free
 (``Reshape`` to ``[0, 0, -1, head size]``). Skipped blocks are bypassed, BatchNorms become part of the convolution that
 they follow. Node names are those of the supernet in every subnet.
 """
@@ -33,7 +33,11 @@ OUTPUT = "logits"
 Statistics = Mapping[str, tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]
 """Path of a BatchNorm to the mean and the variance of each of its channels."""
 
-_PARAMETERS = {"Conv": ("weight", "bias"), "BatchNormalization": ("weight", "bias", "running_mean", "running_var")}
+_PARAMETERS = {
+    "Conv": ("weight", "bias"),
+    "LayerNormalization": ("weight", "bias"),
+    "BatchNormalization": ("weight", "bias", "running_mean", "running_var"),
+}
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,10 @@ def sliced(graph: Graph, cut: Cut) -> tuple[onnx.ModelProto, dict[str, npt.NDArr
     weights = dict(graph.weights)
     for path, (inputs, outputs) in cut.widths.items():
         whole = weights.get(f"{path}.weight.{cut.kernels.get(path)}", weights[f"{path}.weight"])
-        weights[f"{path}.weight"] = whole[:outputs, :inputs] if whole.ndim == 4 else whole[:inputs, :outputs]
+        if whole.ndim == 1:  # of a LayerNorm
+            weights[f"{path}.weight"] = whole[:outputs]
+        else:
+            weights[f"{path}.weight"] = whole[:outputs, :inputs] if whole.ndim == 4 else whole[:inputs, :outputs]
         if f"{path}.bias" in weights:
             weights[f"{path}.bias"] = weights[f"{path}.bias"][:outputs]
     for node in model.graph.node:
@@ -255,11 +262,11 @@ def _name_linears(
 
 
 def _name_parameters(graph: onnx.GraphProto, weights: dict[str, npt.NDArray[Any]], module: nn.Module) -> None:
-    """Names what convolutions and BatchNorms read ``<path>.weight``, ``<path>.bias`` and so on."""
+    """Names what convolutions and norms read ``<path>.weight``, ``<path>.bias`` and so on."""
     modules = dict(module.named_modules())
     for node in graph.node:
         path = module_path(node)
-        if node.op_type in _PARAMETERS and isinstance(modules.get(path), nn.Conv2d | nn.BatchNorm2d):
+        if node.op_type in _PARAMETERS and isinstance(modules.get(path), nn.Conv2d | nn.LayerNorm | nn.BatchNorm2d):
             for i, name in enumerate(_PARAMETERS[node.op_type][: len(node.input) - 1], start=1):
                 node.input[i] = f"{path}.{name}"
                 weights[node.input[i]] = _array(getattr(modules[path], name))
@@ -274,7 +281,7 @@ def _free_head_counts(graph: onnx.GraphProto, weights: dict[str, npt.NDArray[Any
         concat, source = producer[node.input[1]], producer.get(node.input[0])
         if concat.op_type != "Concat" or source is None:
             continue
-        if source.op_type == "Add" and len(concat.input) == 4:
+        if source.op_type in ("Add", "Concat") and len(concat.input) == 4:
             last = numpy_helper.to_array(producer[concat.input[3]].attribute[0].t).reshape(1)
             shape = np.array([0, 0, -1, int(last[0])], dtype=np.int64)
         elif source.op_type == "Transpose" and len(concat.input) == 3:

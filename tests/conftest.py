@@ -11,17 +11,29 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from tokenizers.processors import TemplateProcessing
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
     BertTokenizerFast,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
     ViTConfig,
     ViTForImageClassification,
     ViTImageProcessor,
 )
 
 from qnas_plugin.supernets import mobilenet_v3, resnet50
+from qnas_plugin.supernets._beit3_model import (
+    Beit3Config,
+    Beit3ForImageClassification,
+    Beit3ForVisualQuestionAnswering,
+)
 from tests.supernets import tiny_cnn
 
 # Whoever starts the suite in the background of a shell has it ignore Ctrl-C, and so all processes that it starts.
@@ -91,6 +103,63 @@ def vit_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def beit3_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random BEiT-3 of 4 layers, width 32, 4 heads, for questions about 8x8 images, with a word tokenizer."""
+    folder = tmp_path_factory.mktemp("beit3")
+    words = ["<s>", "<pad>", "</s>", "<unk>", *WORDS]
+    tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    tokenizer.post_processor = TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)])
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        unk_token="<unk>",
+        model_max_length=30,
+    ).save_pretrained(folder)
+    config = _beit3_config(4, num_channels=3, vocab_size=len(words), max_position_embeddings=32)
+    return _beit3(folder, Beit3ForVisualQuestionAnswering(config))
+
+
+@pytest.fixture(scope="session")
+def beit3_images_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same for the digits."""
+    return _beit3(
+        tmp_path_factory.mktemp("beit3_images"), Beit3ForImageClassification(_beit3_config(10, num_channels=1))
+    )
+
+
+def _beit3_config(labels: int, **own: Any) -> Beit3Config:
+    torch.manual_seed(0)
+    return Beit3Config(
+        hidden_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        intermediate_size=48,
+        image_size=8,
+        patch_size=4,
+        initializer_range=0.2,
+        id2label={i: str(i) for i in range(labels)},
+        label2id={str(i): i for i in range(labels)},
+        **own,
+    )
+
+
+def _beit3(folder: Path, model: PreTrainedModel) -> Path:
+    for module in model.modules():
+        if isinstance(module, torch.nn.LayerNorm):
+            torch.nn.init.uniform_(module.weight, 0.5, 2)
+            torch.nn.init.uniform_(module.bias, -0.5, 0.5)
+    model.save_pretrained(folder)
+    half = [0.5] * model.config.num_channels
+    ViTImageProcessor(do_resize=False, image_mean=half, image_std=half, size={"height": 8, "width": 8}).save_pretrained(
+        folder
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
 def resnet50_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random ResNet of 2, 2, 3 and 2 blocks and up to 48 channels, for the digits."""
     config = {"model_type": "resnet", "embedding_size": 16, "hidden_sizes": [32, 32, 48, 48], "depths": [2, 2, 3, 2]}
@@ -128,6 +197,26 @@ def _cnn_checkpoint(folder: Path, config: dict[str, Any], family: Any) -> Path:
     ViTImageProcessor(
         do_resize=False, image_mean=[0.3], image_std=[0.38], size={"height": 8, "width": 8}
     ).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Questions about 8x8 grey images in train.jsonl and test.jsonl; the answer depends on image and question."""
+    folder = tmp_path_factory.mktemp("questions")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 90), ("test", 30)):
+        rows = []
+        for i in range(count):
+            dark = bool(rng.integers(2))
+            pixels = rng.integers(0, 100, (8, 8)) + (0 if dark else 150)
+            name = f"{split}{i}.png"
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / name)
+            for asked in ("good", "bad"):
+                answer = "the plot" if len(rows) % 11 == 10 else "yes" if (asked == "bad") == dark else "no"
+                ending = " plot plot" if answer == "the plot" else " the" * int(rng.integers(4))
+                rows.append({"question": f"{asked} film{ending}", "answer": answer, "image": name})
+        (folder / f"{split}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     return folder
 
 

@@ -253,7 +253,7 @@ def test_tune_names_the_nearest_member_when_nothing_keeps_a_limit(
         (
             ["tune", "--supernet", "brt"],
             2,
-            "unknown supernet 'brt'; did you mean 'bert'? have: bert, mobilenet_v3, resnet50, vit",
+            "unknown supernet 'brt'; did you mean 'bert'? have: beit3, bert, mobilenet_v3, resnet50, vit",
         ),
         (
             ["tune", "--supernet", "bert", "--checkpoint", "c", "--task", "text"],

@@ -329,3 +329,5 @@ def test_tables_that_come_with_the_package_are_good_and_named_after_what_they_ar
 def test_setting_of_takes_lengths_from_the_inputs() -> None:
     assert latency_table.setting_of({"x": np.zeros((2, 7))}, RuntimeSetting()).sequence_length == 7
     assert latency_table.setting_of({"x": np.zeros((2, 3, 9, 9))}, SETTING).resolution == 9
+    both = latency_table.setting_of({"x": np.zeros((2, 3, 9, 9)), "ids": np.zeros((2, 7))}, RuntimeSetting())
+    assert (both.sequence_length, both.resolution) == (7, 9)

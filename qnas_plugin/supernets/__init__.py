@@ -61,8 +61,9 @@ class Cut:
 
     Args:
         skipped: Paths of the blocks that pass their input through unchanged.
-        widths: Path of a linear layer or convolution to the numbers of its inputs and outputs: the first of each are
-            kept, and so many of what normalises the outputs. Depthwise convolutions have as many of both.
+        widths: Path of a linear layer, convolution or LayerNorm to the numbers of its inputs and outputs: the first of
+            each are kept, and so many of the BatchNorm after a convolution. Depthwise convolutions and LayerNorms have
+            as many of both.
         kernels: Path of a convolution with elastic kernels to the size of its kernel.
     """
 

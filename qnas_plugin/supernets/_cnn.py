@@ -26,8 +26,10 @@ from qnas_plugin.materialize import Graph, export
 from qnas_plugin.precision import DEFAULT, Precisions
 from qnas_plugin.space import Candidate, Condition, Genes, Precision, SearchSpace, Variable
 from qnas_plugin.supernets import Cut, Elastic, Part
+from qnas_plugin.supernets._checkpoint import fingerprint, write_record
 from qnas_plugin.supernets._cnn_layers import ElasticConv
-from qnas_plugin.supernets._encoder import ElasticLinear, fingerprint, outputs, write_record
+from qnas_plugin.supernets._encoder import outputs
+from qnas_plugin.supernets._encoder_layers import ElasticLinear
 from qnas_plugin.tasks import Batch, Inputs
 
 WEIGHTS_FILE = "model.safetensors"

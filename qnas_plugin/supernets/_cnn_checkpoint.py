@@ -15,9 +15,9 @@ from torch import nn
 from qnas_plugin.errors import CheckpointError, QnasError, UsageError
 from qnas_plugin.precision import Precisions
 from qnas_plugin.supernets import Elastic
+from qnas_plugin.supernets._checkpoint import read_record, seeded
 from qnas_plugin.supernets._cnn import WEIGHTS_FILE, CnnSupernet, Plan
 from qnas_plugin.supernets._cnn_layers import start
-from qnas_plugin.supernets._encoder import read_record, seeded
 
 Build = Callable[[Any, Elastic], tuple[nn.Module, Plan]]
 """Configuration and choices to the network and its plan."""

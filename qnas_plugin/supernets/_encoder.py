@@ -6,11 +6,10 @@ feed-forward units of a layer's shared weights and skips whole layers.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,17 +19,15 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from qnas_plugin.errors import CheckpointError, UsageError
-from qnas_plugin.files import write_json
+from qnas_plugin.errors import UsageError
 from qnas_plugin.hardware import RuntimeSetting
 from qnas_plugin.materialize import OUTPUT, Graph, export
 from qnas_plugin.precision import Precisions
 from qnas_plugin.space import Candidate, Condition, Genes, Precision, SearchSpace, Variable
 from qnas_plugin.supernets import Cut, Elastic, Part, Supernet
+from qnas_plugin.supernets._checkpoint import fingerprint, write_record
+from qnas_plugin.supernets._encoder_layers import ElasticLayerNorm, ElasticLinear
 from qnas_plugin.tasks import Batch, Inputs
-
-SUPERNET_FILE = "supernet.json"
-SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -41,42 +38,30 @@ class Layout:
         family: The registered name of the supernet.
         layers: Path of the list of layers.
         attention: Path, in a layer, of the module that knows the number of heads.
-        linears: Precision group to path, in a layer, of its linear layers: query, key, value, attention_output,
-            intermediate, output.
+        linears: Precision group to paths, in a layer, of its linear layers: query, key, value, attention_output,
+            intermediate, output. Several are experts of the same sizes, in the same order in each group.
         others: Precision group to the paths, in the model, of what stands outside the layers.
         shape: Label to the name, in the configuration, of a size that latencies depend on beside the hidden size.
         example: Configuration and setting to inputs; see ``Supernet.example``.
+        norms: Precision group to paths, in a layer, of the norms of what its linear layers read, where there are some:
+            those of attention_output go over all heads, those of output over all feed-forward units.
     """
 
     family: str
     layers: str
     attention: str
-    linears: Mapping[str, str]
+    linears: Mapping[str, tuple[str, ...]]
     others: Mapping[str, tuple[str, ...]]
     shape: Mapping[str, str]
     example: Callable[[Any, RuntimeSetting], Inputs]
-
-
-class ElasticLinear(nn.Linear):
-    """A linear layer of which the first ``width`` inputs and outputs are used; shares the weights it was made from."""
-
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
-        self.weight = linear.weight
-        self.bias = linear.bias
-        self.width = (linear.in_features, linear.out_features)
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        inputs, outputs = self.width
-        bias = None if self.bias is None else self.bias[:outputs]
-        return nn.functional.linear(input, self.weight[:outputs, :inputs], bias)
+    norms: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 class EncoderSupernet:
     """A Hugging Face encoder with elastic depth, heads and feed-forward widths.
 
     Args:
-        model: The whole model; its linear layers are replaced by elastic ones that share their weights.
+        model: The whole model; what is elastic in its layers is replaced by modules that share its weights.
         layout: Where its parts are.
         elastic: The choices; each must end with the size that the model has.
         precisions: What the user says of the precision of groups.
@@ -103,12 +88,15 @@ class EncoderSupernet:
         self.layers = list(model.get_submodule(layout.layers).children())
         self.heads = int(config.num_attention_heads)
         self.head_size = int(config.hidden_size) // self.heads
-        self.ffn = int(self._linear(0, "intermediate").out_features)
+        self.ffn = int(self._linears(0, "intermediate")[0].out_features)
         self.elastic = _complete(elastic, depth=len(self.layers), heads=self.heads, ffn=self.ffn)
-        for i in range(len(self.layers)):
-            for path in layout.linears.values():
-                full = f"{layout.layers}.{i}.{path}"
-                model.set_submodule(full, ElasticLinear(model.get_submodule(full)))  # type: ignore[arg-type]
+        for layer in self.layers:
+            for paths in layout.linears.values():
+                for path in paths:
+                    layer.set_submodule(path, ElasticLinear(layer.get_submodule(path)))  # type: ignore[arg-type]
+            for paths in layout.norms.values():
+                for path in paths:
+                    layer.set_submodule(path, ElasticLayerNorm(layer.get_submodule(path)))  # type: ignore[arg-type]
 
     @property
     def label_names(self) -> tuple[str, ...]:
@@ -137,9 +125,9 @@ class EncoderSupernet:
     @cached_property
     def groups(self) -> Mapping[str, tuple[str, ...]]:
         groups = {
-            f"layer.{i}.{group}": (f"{self.layout.layers}.{i}.{path}",)
+            f"layer.{i}.{group}": tuple(f"{self.layout.layers}.{i}.{path}" for path in paths)
             for i in range(len(self.layers))
-            for group, path in self.layout.linears.items()
+            for group, paths in self.layout.linears.items()
         }
         return groups | dict(self.layout.others)
 
@@ -161,14 +149,15 @@ class EncoderSupernet:
             heads, ffn = {"heads": f"{block}.heads"}, {"ffn": f"{block}.ffn"}
             parts.append(Part("attention_core", heads, (attention,), block, ("layer", "attention")))
             parts.append(Part("ffn_core", ffn, (layer,), block, ("layer", "ffn")))
-            for group, path in self.layout.linears.items():
+            for group, paths in self.layout.linears.items():
                 width, levels = {
                     "attention_output": (heads, ("layer", "attention")),
                     "intermediate": (ffn, ("layer", "ffn")),
                     "output": (ffn, ("layer", "ffn")),
                 }.get(group, (heads, ("layer", "attention", "projections")))
                 variables = width | {"precision": f"precision.{block}.{group}"}
-                parts.append(Part(group, variables, (f"{layer}.{path}",), block, levels))
+                own = tuple(f"{layer}.{path}" for path in paths)
+                parts.append(Part(group, variables, own, block, levels))
         return tuple(parts)
 
     def example(self, setting: RuntimeSetting) -> Inputs:
@@ -189,13 +178,16 @@ class EncoderSupernet:
         widths: dict[str, tuple[int, int]] = {}
         for i in kept:
             inner, ffn = int(candidate[f"layer.{i}.heads"]) * self.head_size, int(candidate[f"layer.{i}.ffn"])
-            for group in self.layout.linears:
-                linear = self._linear(i, group)
-                widths[f"{self.layout.layers}.{i}.{self.layout.linears[group]}"] = {
+            for group, paths in self.layout.linears.items():
+                linear = self._linears(i, group)[0]
+                width = {
                     "attention_output": (inner, linear.out_features),
                     "intermediate": (linear.in_features, ffn),
                     "output": (ffn, linear.out_features),
                 }.get(group, (linear.in_features, inner))
+                widths |= {f"{self.layout.layers}.{i}.{path}": width for path in paths}
+                norms = self.layout.norms.get(group, ())
+                widths |= {f"{self.layout.layers}.{i}.{path}": (width[0], width[0]) for path in norms}
         skipped = tuple(f"{self.layout.layers}.{i}" for i in range(len(self.layers)) if i not in kept)
         return Cut(skipped, widths)
 
@@ -207,10 +199,10 @@ class EncoderSupernet:
             if f"{self.layout.layers}.{i}" in cut.skipped:
                 continue
             kept.append(layer)
-            for group, path in self.layout.linears.items():
-                self._linear(i, group).width = cut.widths[f"{self.layout.layers}.{i}.{path}"]
+            for path, module in _elastic(layer):
+                module.width = cut.widths[f"{self.layout.layers}.{i}.{path}"]
             attention: Any = layer.get_submodule(self.layout.attention)
-            attention.all_head_size = self._linear(i, "query").width[1]
+            attention.all_head_size = self._linears(i, "query")[0].width[1]
             attention.num_attention_heads = attention.all_head_size // self.head_size
         self.model.set_submodule(self.layout.layers, nn.ModuleList(kept))
 
@@ -219,18 +211,21 @@ class EncoderSupernet:
         """Sorts heads and feed-forward units by the energy that they add to the residual stream.
 
         The score of a unit is the mean square of its activation times the squared norm of the weights that read it.
+        Experts share their heads, whose scores are added up, and have feed-forward units of their own.
         """
-        energy: dict[tuple[int, str], torch.Tensor] = {}
+        energy: dict[nn.Module, torch.Tensor] = {}
 
-        def record(i: int, group: str) -> Any:
-            def hook(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-                square = inputs[0].detach().float().square().flatten(0, -2).sum(0)
-                energy[i, group] = energy.get((i, group), torch.zeros_like(square)) + square
+        def record(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            square = inputs[0].detach().float().square().flatten(0, -2).sum(0)
+            energy[module] = energy.get(module, torch.zeros_like(square)) + square
 
-            return self._linear(i, group).register_forward_pre_hook(hook)
+        def scores(i: int, reader: str, unit: int) -> list[torch.Tensor]:
+            linears = self._linears(i, reader)
+            return [(energy[own] * own.weight.square().sum(0)).view(-1, unit).sum(1) for own in linears]
 
         with self._whole():
-            hooks = [record(i, g) for i in range(len(self.layers)) for g in ("attention_output", "output")]
+            readers = [self._linears(i, g) for i in range(len(self.layers)) for g in ("attention_output", "output")]
+            hooks = [own.register_forward_pre_hook(record) for linears in readers for own in linears]
             try:
                 self.model.eval()
                 for batch in batches:
@@ -239,20 +234,24 @@ class EncoderSupernet:
                 for hook in hooks:
                     hook.remove()
             for i in range(len(self.layers)):
-                for reader, writers, unit in (
-                    ("attention_output", ("query", "key", "value"), self.head_size),
-                    ("output", ("intermediate",), 1),
-                ):
-                    weight = self._linear(i, reader).weight
-                    score = (energy[i, reader] * weight.square().sum(0)).view(-1, unit).sum(1)
-                    rank = score.argsort(descending=True, stable=True)
-                    columns = (rank[:, None] * unit + torch.arange(unit)).flatten()
-                    weight.copy_(weight[:, columns])
-                    for writer in writers:
-                        linear = self._linear(i, writer)
-                        linear.weight.copy_(linear.weight[columns])
-                        if linear.bias is not None:
-                            linear.bias.copy_(linear.bias[columns])
+                heads, units = scores(i, "attention_output", self.head_size), scores(i, "output", 1)
+                for expert in range(len(units)):
+                    self._sort(i, expert, "attention_output", ("query", "key", "value"), torch.stack(heads).sum(0))
+                    self._sort(i, expert, "output", ("intermediate",), units[expert])
+
+    def _sort(self, layer: int, expert: int, reader: str, writers: Sequence[str], score: torch.Tensor) -> None:
+        """Puts the units with the highest scores first in what writes, normalises and reads them."""
+        weight = self._linears(layer, reader)[expert].weight
+        unit = weight.shape[1] // len(score)
+        rank = score.argsort(descending=True, stable=True)
+        columns = (rank[:, None] * unit + torch.arange(unit)).flatten()
+        weight.copy_(weight[:, columns])
+        norms = self.layout.norms.get(reader, ())[expert : expert + 1]
+        modules = [self._linears(layer, writer)[expert] for writer in writers]
+        for module in (*modules, *map(self.layers[layer].get_submodule, norms)):
+            for vectors in (module.weight, module.bias):
+                if vectors is not None:
+                    vectors.copy_(vectors[columns])
 
     def weight_mb(self, genes: Genes) -> npt.NDArray[np.float64]:
         space, active = self.space, self.space.active(genes)
@@ -268,13 +267,14 @@ class EncoderSupernet:
         for i in range(len(self.layers)):
             inner, ffn = column(f"layer.{i}.heads") * self.head_size, column(f"layer.{i}.ffn")
             for group in self.layout.linears:
-                linear = self._linear(i, group)
+                experts = self._linears(i, group)
+                linear = experts[0]
                 count = {
                     "attention_output": inner * linear.out_features,
                     "intermediate": ffn * linear.in_features,
                     "output": ffn * linear.out_features,
                 }.get(group, inner * linear.in_features)
-                total += count * column(f"precision.layer.{i}.{group}")
+                total += len(experts) * count * column(f"precision.layer.{i}.{group}")
         for group, paths in self.layout.others.items():
             size = sum(self.model.get_submodule(path).weight.numel() for path in paths)
             total += size * column(f"precision.{group}")
@@ -289,14 +289,15 @@ class EncoderSupernet:
             self.model.save_pretrained(folder)
         write_record(folder, self.layout.family, self.elastic, self.training)
 
-    def _linear(self, layer: int, group: str) -> Any:
-        return self.layers[layer].get_submodule(self.layout.linears[group])
+    def _linears(self, layer: int, group: str) -> list[Any]:
+        """The linear layers of a group: one for each expert."""
+        return [self.layers[layer].get_submodule(path) for path in self.layout.linears[group]]
 
     @contextmanager
     def _whole(self) -> Iterator[None]:
         """The whole supernet inside, what was active before after."""
         layers = self.model.get_submodule(self.layout.layers)
-        widths = [(linear, linear.width) for linear in self.model.modules() if isinstance(linear, ElasticLinear)]
+        widths = [(module, module.width) for _, module in _elastic(self.model)]
         attentions: list[Any] = [layer.get_submodule(self.layout.attention) for layer in self.layers]
         heads = [(a.num_attention_heads, a.all_head_size) for a in attentions]
         self.activate(None)
@@ -304,19 +305,10 @@ class EncoderSupernet:
             yield
         finally:
             self.model.set_submodule(self.layout.layers, layers)
-            for linear, width in widths:
-                linear.width = width
+            for module, width in widths:
+                module.width = width
             for attention, (count, size) in zip(attentions, heads, strict=True):
                 attention.num_attention_heads, attention.all_head_size = count, size
-
-
-def fingerprint(model: nn.Module, space: SearchSpace) -> str:
-    """Twelve hexadecimal digits of the weights and the space."""
-    digest = hashlib.sha256(space.fingerprint.encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:12]
 
 
 @torch.no_grad()
@@ -341,148 +333,11 @@ def kept_layers(layers: int, depth: int) -> tuple[int, ...]:
     return tuple(i for i in range(layers) if i not in dropped[: layers - depth])
 
 
-def write_record(folder: Path, family: str, elastic: Elastic, training: Mapping[str, Any]) -> None:
-    """Writes what a checkpoint is beside its weights."""
-    record = {
-        "schema_version": SCHEMA_VERSION,
-        "supernet": family,
-        "elastic": asdict(elastic),
-        "training": dict(training),
-    }
-    write_json(folder / SUPERNET_FILE, record)
-
-
-def read_record(checkpoint: str, family: str) -> dict[str, Any] | None:
-    """What ``EncoderSupernet.save`` wrote beside the weights; None for a plain Hugging Face checkpoint.
-
-    Raises:
-        CheckpointError: The file is malformed, newer than this program, or of another family.
-    """
-    path = Path(checkpoint) / SUPERNET_FILE
-    if not path.is_file():
-        return None
-    try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        version, found = int(record["schema_version"]), record["supernet"]
-        record["elastic"] = Elastic(**{name: tuple(choices) for name, choices in record["elastic"].items()})
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path} is damaged ({error}); train again or restore the file") from None
-    if version > SCHEMA_VERSION:
-        raise CheckpointError(f"{path} has schema version {version}, this program reads {SCHEMA_VERSION}; update it")
-    if found != family:
-        raise CheckpointError(f"{checkpoint} is a '{found}' supernet, not '{family}'; use --supernet {found}")
-    return record
-
-
-def load_encoder(
-    layouts: Mapping[str, tuple[Any, Layout]],
-    checkpoint: str,
-    label_names: Sequence[str] | None,
-    default: Callable[[int, int, int], Elastic],
-    elastic: Elastic | None,
-    precisions: Precisions | None,
-) -> EncoderSupernet:
-    """Loads a Hugging Face checkpoint, or one that ``EncoderSupernet.save`` wrote, as a supernet.
-
-    Args:
-        layouts: A ``model_type`` to the class whose ``from_pretrained`` builds the model with its head, and to where
-            the parts are.
-        checkpoint: A name or a folder; a folder with a configuration and no weights gives random ones.
-        label_names: For a checkpoint without a trained head: the classes that a new one is for.
-        default: Number of layers, heads and feed-forward width to the choices of a checkpoint that records none.
-        elastic: Choices asked for; they replace the recorded ones.
-        precisions: What the user says of the precision of groups.
-
-    Raises:
-        CheckpointError: There is no such checkpoint, or it is damaged or of another model type.
-        UsageError: The choices don't fit the model.
-    """
-    from transformers import AutoConfig
-
-    family = next(layout.family for _, layout in layouts.values())
-    record = read_record(checkpoint, family)
-    folder = Path(checkpoint)
-    options: dict[str, Any] = {"attn_implementation": "eager"}
-    if label_names is not None and record is None:
-        options |= {
-            "num_labels": len(label_names),
-            "id2label": dict(enumerate(label_names)),
-            "label2id": {name: i for i, name in enumerate(label_names)},
-            "ignore_mismatched_sizes": True,
-        }
-    try:
-        with quiet_transformers(), seeded(0):
-            config = AutoConfig.from_pretrained(checkpoint)
-            if config.model_type not in layouts:
-                raise CheckpointError(
-                    f"{checkpoint} is a '{config.model_type}' model; the supernet '{family}' takes {', '.join(layouts)}"
-                )
-            model_class, layout = layouts[config.model_type]
-            pretrained = not folder.is_dir() or any(
-                [*folder.glob("*.safetensors*"), *folder.glob("pytorch_model*.bin*")]
-            )
-            if pretrained:
-                model = model_class.from_pretrained(checkpoint, **options)
-            else:
-                config = AutoConfig.from_pretrained(checkpoint, **options)
-                model = model_class._from_config(config, attn_implementation="eager")
-    except (OSError, ValueError, RuntimeError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        missing = "" if folder.exists() else "there is no such folder, and as a Hugging Face name: "
-        raise CheckpointError(f"cannot load the checkpoint '{checkpoint}': {missing}{reason}") from error
-    try:
-        ffn = int(model.get_submodule(f"{layout.layers}.0.{layout.linears['intermediate']}").out_features)
-    except AttributeError as error:
-        raise CheckpointError(
-            f"the layers of '{checkpoint}' are of a kind that '{family}' does not have: {error}"
-        ) from None
-    size = (config.num_hidden_layers, config.num_attention_heads, ffn)
-    chosen = record["elastic"] if record else default(*size)
-    if elastic is not None:
-        chosen = replace(chosen, **{name: choices for name, choices in asdict(elastic).items() if choices})
-    training = record["training"] if record else None
-    supernet = EncoderSupernet(
-        model.float().eval(),
-        layout,
-        chosen,
-        precisions=precisions,
-        pretrained=pretrained,
-        training=training,
-    )
-    supernet.precisions.check(tuple(supernet.groups))
-    return supernet
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Keeps notes about new or unused heads, and retries of downloads, from the user; errors still raise."""
-    from huggingface_hub.utils import logging as hub
-    from transformers.utils import logging
-
-    before = [(log, log.get_verbosity()) for log in (logging, hub)]
-    for log, _ in before:
-        log.set_verbosity_error()
-    try:
-        yield
-    finally:
-        for log, verbosity in before:
-            log.set_verbosity(verbosity)
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """A fixed torch seed inside, the caller's random state after: a new head gets the same weights each time."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        yield
-
-
-def scaled(largest: int, fractions: Sequence[float], multiple: int = 1) -> tuple[int, ...]:
-    """Fractions of a size, rounded to a multiple, ascending, without repeats; ends with the size itself."""
-    sizes = {max(multiple, round(largest * fraction / multiple) * multiple) for fraction in fractions}
-    return (*sorted(size for size in sizes if size < largest), largest)
+def _elastic(module: nn.Module) -> Iterator[tuple[str, ElasticLinear | ElasticLayerNorm]]:
+    """The elastic modules in a module, with their paths."""
+    for path, child in module.named_modules():
+        if isinstance(child, ElasticLinear | ElasticLayerNorm):
+            yield path, child
 
 
 def _complete(elastic: Elastic, **largest: int) -> Elastic:

@@ -11,7 +11,8 @@ from qnas_plugin.errors import UsageError
 from qnas_plugin.hardware import RuntimeSetting
 from qnas_plugin.precision import Precisions
 from qnas_plugin.supernets import Elastic
-from qnas_plugin.supernets._encoder import EncoderSupernet, Layout, load_encoder, scaled
+from qnas_plugin.supernets._encoder import EncoderSupernet, Layout
+from qnas_plugin.supernets._encoder_checkpoint import load_encoder, scaled
 from qnas_plugin.tasks import Inputs
 
 
@@ -34,12 +35,12 @@ LAYOUT = Layout(
     layers="bert.encoder.layer",
     attention="attention.self",
     linears={
-        "query": "attention.self.query",
-        "key": "attention.self.key",
-        "value": "attention.self.value",
-        "attention_output": "attention.output.dense",
-        "intermediate": "intermediate.dense",
-        "output": "output.dense",
+        "query": ("attention.self.query",),
+        "key": ("attention.self.key",),
+        "value": ("attention.self.value",),
+        "attention_output": ("attention.output.dense",),
+        "intermediate": ("intermediate.dense",),
+        "output": ("output.dense",),
     },
     others={
         "pooler": ("bert.pooler.dense",),

@@ -14,15 +14,25 @@ from qnas_plugin.errors import UsageError
 from qnas_plugin.hardware import RuntimeSetting
 from qnas_plugin.precision import Precisions
 from qnas_plugin.supernets import Elastic
-from qnas_plugin.supernets._encoder import EncoderSupernet, Layout, load_encoder, scaled
+from qnas_plugin.supernets._encoder import EncoderSupernet, Layout
+from qnas_plugin.supernets._encoder_checkpoint import load_encoder, scaled
 from qnas_plugin.tasks import Inputs
 
 
 def example(config: Any, setting: RuntimeSetting) -> Inputs:
     """Noise ``(batch, channels, size, size)``."""
+    return noise("vit", config, setting)
+
+
+def noise(family: str, config: Any, setting: RuntimeSetting) -> Inputs:
+    """Noise of the size that a model of a family takes.
+
+    Raises:
+        UsageError: The setting has another resolution.
+    """
     size = config.image_size
     if setting.resolution not in (None, size):
-        raise UsageError(f"this 'vit' takes images of {size} pixels, got --resolution {setting.resolution}")
+        raise UsageError(f"this '{family}' takes images of {size} pixels, got --resolution {setting.resolution}")
     shape = (setting.batch_size, config.num_channels, size, size)
     return {"pixel_values": np.random.default_rng(0).standard_normal(shape, dtype=np.float32)}
 
@@ -34,12 +44,12 @@ def layout(model: str, intermediate: str = "intermediate.dense", output: str = "
         layers=f"{model}.encoder.layer",
         attention="attention.attention",
         linears={
-            "query": "attention.attention.query",
-            "key": "attention.attention.key",
-            "value": "attention.attention.value",
-            "attention_output": "attention.output.dense",
-            "intermediate": intermediate,
-            "output": output,
+            "query": ("attention.attention.query",),
+            "key": ("attention.attention.key",),
+            "value": ("attention.attention.value",),
+            "attention_output": ("attention.output.dense",),
+            "intermediate": (intermediate,),
+            "output": (output,),
         },
         others={
             "classifier": ("classifier",),

@@ -38,7 +38,8 @@ class Batch:
 class Examples:
     """Raw examples and their labels, shape ``(n,)``.
 
-    An example is a text, an image as a ``uint8`` array ``(h, w, c)``, or arrays by the name of the model's input.
+    An example is a text, an image as a ``uint8`` array ``(h, w, c)``, a question with an image's file, or arrays by the
+    name of the model's input.
     """
 
     inputs: Sequence[Any]

@@ -112,7 +112,7 @@ class ImageProcessor:
         size = self.image_processor.size
         edge = size.get("shortest_edge", 224)
         blank = np.zeros((size.get("height", edge), size.get("width", edge), self._channels), dtype=np.uint8)
-        shape = self._pixel_values([blank]).shape[1:]
+        shape = self.pixel_values([blank]).shape[1:]
         return {"pixel_values": np.random.default_rng(0).standard_normal((batch_size, *shape), dtype=np.float32)}
 
     def save(self, folder: Path) -> None:
@@ -125,9 +125,14 @@ class ImageProcessor:
         return len(mean) if mean else 3
 
     def _batch(self, inputs: Sequence[Any], positions: npt.NDArray[np.int64]) -> Batch:
-        return Batch({"pixel_values": self._pixel_values([inputs[i] for i in positions])}, positions)
+        return Batch({"pixel_values": self.pixel_values([inputs[i] for i in positions])}, positions)
 
-    def _pixel_values(self, images: Sequence[Pixels]) -> npt.NDArray[np.float32]:
+    def pixel_values(self, images: Sequence[Pixels]) -> npt.NDArray[np.float32]:
+        """``(b, c, h, w)``.
+
+        Raises:
+            DataError: They cannot be one batch.
+        """
         images = [image.repeat(self._channels, axis=2) if image.shape[2] == 1 else image for image in images]
         try:
             encoded = self.image_processor(images, return_tensors="np", input_data_format="channels_last")
@@ -141,7 +146,7 @@ class ImageProcessor:
 
 
 @dataclass(frozen=True)
-class _File:
+class ImageFile:
     """An encoded image: its path for people, and its bytes or where they are."""
 
     name: str
@@ -152,8 +157,12 @@ class _File:
 
 
 @contextmanager
-def _opened(file: _File) -> Iterator[tuple[bytes, Image.Image]]:
-    """The bytes of a file and its image, of which Pillow has read the header only."""
+def opened(file: ImageFile) -> Iterator[tuple[bytes, Image.Image]]:
+    """The bytes of a file and its image, of which Pillow has read the header only.
+
+    Raises:
+        DataError: It is not readable.
+    """
     try:
         content = file.read()
         with Image.open(io.BytesIO(content), formats=("PNG", "JPEG", "BMP")) as image:
@@ -163,8 +172,13 @@ def _opened(file: _File) -> Iterator[tuple[bytes, Image.Image]]:
         raise DataError(f"{file.name}: not a readable image: {reason(error)}; remove or replace it") from error
 
 
-def _decode(file: _File) -> Pixels:
-    with _opened(file) as (_, image):
+def decode(file: ImageFile) -> Pixels:
+    """The image in RGB.
+
+    Raises:
+        DataError: It is not readable.
+    """
+    with opened(file) as (_, image):
         return np.asarray(image.convert("RGB"))
 
 
@@ -224,7 +238,7 @@ def _from_npz(path: Path, sizes: SplitSizes) -> Dataset:
 
 
 def _from_files(path: Path, sizes: SplitSizes) -> Dataset:
-    splits: dict[str, dict[str, list[_File]]] = {}
+    splits: dict[str, dict[str, list[ImageFile]]] = {}
     for split, class_name, file in _image_files(path):
         splits.setdefault(split, {}).setdefault(class_name, []).append(file)
     held_out, report = held_out_and_report(splits, str(path))
@@ -242,22 +256,22 @@ def _from_files(path: Path, sizes: SplitSizes) -> Dataset:
         sizes=sizes,
         label_names=names,
         source=f"{path} ({', '.join(used)})",
-        view=partial(OnAccess, make=_decode),
+        view=partial(OnAccess, make=decode),
     )
 
 
-def _file_pool(classes: Mapping[str, Sequence[_File]], names: Sequence[str]) -> Pool:
+def _file_pool(classes: Mapping[str, Sequence[ImageFile]], names: Sequence[str]) -> Pool:
     files, labels, keys = [], [], []
     for label, name in enumerate(names):
         for file in sorted(classes[name], key=lambda file: file.name):
-            with _opened(file) as (content, _):
+            with opened(file) as (content, _):
                 keys.append(content_key(content))
             files.append(file)
             labels.append(label)
     return Pool(files, np.array(labels, dtype=np.int64), keys)
 
 
-def _image_files(path: Path) -> Iterator[tuple[str, str, _File]]:
+def _image_files(path: Path) -> Iterator[tuple[str, str, ImageFile]]:
     """Split, class and file of each image of a folder or tar file."""
     if path.is_file():
         yield from _tar_files(path, None)
@@ -270,16 +284,16 @@ def _image_files(path: Path) -> Iterator[tuple[str, str, _File]]:
             yield from _tar_files(entry, split) if entry.is_file() else _folder_files(entry)
 
 
-def _folder_files(folder: Path) -> Iterator[tuple[str, str, _File]]:
+def _folder_files(folder: Path) -> Iterator[tuple[str, str, ImageFile]]:
     for class_folder in sorted(entry for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != "."):
         files = [file for file in class_folder.iterdir() if _is_image(file)]
         if not files:
             raise DataError(f"{class_folder}: no image in this class folder; allowed: {', '.join(_IMAGE_SUFFIXES)}")
         for file in files:
-            yield folder.name, class_folder.name, _File(str(file), file)
+            yield folder.name, class_folder.name, ImageFile(str(file), file)
 
 
-def _tar_files(path: Path, split: str | None) -> Iterator[tuple[str, str, _File]]:
+def _tar_files(path: Path, split: str | None) -> Iterator[tuple[str, str, ImageFile]]:
     """The images of a tar file, read without writing any; ``split`` is None where the folders in it name the split."""
     try:
         with tarfile.open(path) as archive:
@@ -291,7 +305,7 @@ def _tar_files(path: Path, split: str | None) -> Iterator[tuple[str, str, _File]
                 content = archive.extractfile(member)
                 if not class_name or not (split or outer[-1]) or content is None:
                     raise DataError(f"{path}: '{name}' must be in {'' if split else '<split>/'}<class>/")
-                yield split or outer[-1], class_name, _File(f"{path}:{name}", content.read())
+                yield split or outer[-1], class_name, ImageFile(f"{path}:{name}", content.read())
             # tarfile of Python 3.11 takes a cut or broken header for the end, which is a block of zeros.
             assert archive.fileobj is not None
             archive.fileobj.seek(archive.offset)

@@ -1,4 +1,4 @@
-"""Sentences or sentence pairs with one class each, from TSV or CSV files or a Hugging Face data set name.
+"""Sentences or sentence pairs with one class each, from TSV, CSV or JSON lines or a Hugging Face data set name.
 
 ``data`` is one of
 
@@ -7,17 +7,13 @@
 - one file, from which all parts are cut;
 - the name of a Hugging Face data set, ``name/config`` or ``owner/name/config``, where no such path exists.
 
-Files end in ``.tsv`` (no quoting, as in GLUE) or ``.csv`` (quoted), packed or not as ``.gz``; the first line names the
-columns. Labels are class numbers from 0, or names.
+Files are tables as in `qnas_plugin.tasks._tables`. Labels are class numbers from 0, or names.
 """
 
 from __future__ import annotations
 
-import csv
-import gzip
 import re
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,11 +35,11 @@ from qnas_plugin.tasks import (
     held_out_and_report,
     reason,
 )
+from qnas_plugin.tasks._tables import SUFFIXES, Table, file_of, read
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_SUFFIXES = (".tsv", ".csv", ".tsv.gz", ".csv.gz")
 _TEXT_COLUMNS = (
     ("sentence1", "sentence2"),
     ("premise", "hypothesis"),
@@ -65,10 +61,10 @@ def load(data: str, *, sizes: SplitSizes) -> Dataset:
     """
     path = Path(data)
     if path.is_dir():
-        tables = {split: _read(file) for split in SPLITS if (file := _file_of(path, split))}
+        tables = {split: read(file) for split in SPLITS if (file := file_of(path, split))}
         return _from_splits(tables, sizes=sizes, source=data)
     if path.is_file():
-        table = _read(path)
+        table = read(path)
         columns, names = _text_columns(table), _label_names(table)
         pool = _pool(table, columns, names)
         return assemble(pool, held_out=None, report=None, sizes=sizes, label_names=names, source=data)
@@ -163,20 +159,7 @@ class TextProcessor:
         return {name: np.array(encoded[name], dtype=np.int64) for name in self.tokenizer.model_input_names}
 
 
-@dataclass(frozen=True)
-class _Table:
-    """One split as text: columns of equal length, and the line that each row ended at."""
-
-    name: str
-    columns: Mapping[str, Sequence[str]]
-    lines: Sequence[int]
-    label_names: tuple[str, ...] | None = None
-
-    def where(self, row: int, column: str) -> str:
-        return f"{self.name}:{self.lines[row]}: column '{column}'"
-
-
-def _from_splits(tables: dict[str, _Table], *, sizes: SplitSizes, source: str) -> Dataset:
+def _from_splits(tables: dict[str, Table], *, sizes: SplitSizes, source: str) -> Dataset:
     if "test" in tables and not _is_labelled(tables["test"]):
         del tables["test"]
     held_out, report = held_out_and_report(tables, source)
@@ -191,7 +174,7 @@ def _from_splits(tables: dict[str, _Table], *, sizes: SplitSizes, source: str) -
     )
 
 
-def _pool(table: _Table, columns: Sequence[str], names: tuple[str, ...]) -> Pool:
+def _pool(table: Table, columns: Sequence[str], names: tuple[str, ...]) -> Pool:
     for column in columns:
         if column not in table.columns:
             raise DataError(f"{table.name}: no column '{column}', as the training data has it; have: {_found(table)}")
@@ -204,7 +187,7 @@ def _pool(table: _Table, columns: Sequence[str], names: tuple[str, ...]) -> Pool
     return Pool(rows if len(columns) > 1 else [text for (text,) in rows], _labels(table, names), keys)
 
 
-def _text_columns(table: _Table) -> tuple[str, ...]:
+def _text_columns(table: Table) -> tuple[str, ...]:
     for columns in _TEXT_COLUMNS:
         if all(column in table.columns for column in columns):
             return columns
@@ -212,16 +195,16 @@ def _text_columns(table: _Table) -> tuple[str, ...]:
     raise DataError(f"{table.name}: no text column; have: {_found(table)}; allowed: {allowed}")
 
 
-def _label_column(table: _Table) -> str | None:
+def _label_column(table: Table) -> str | None:
     return next((column for column in _LABEL_COLUMNS if column in table.columns), None)
 
 
-def _is_labelled(table: _Table) -> bool:
+def _is_labelled(table: Table) -> bool:
     column = _label_column(table)
     return column is not None and any(label.strip() != "-1" for label in table.columns[column])
 
 
-def _label_names(table: _Table) -> tuple[str, ...]:
+def _label_names(table: Table) -> tuple[str, ...]:
     """The classes of the training data; all its labels are numbers, or all are names."""
     if table.label_names:
         return table.label_names
@@ -243,7 +226,7 @@ def _label_names(table: _Table) -> tuple[str, ...]:
     return names
 
 
-def _labels(table: _Table, names: tuple[str, ...]) -> npt.NDArray[np.int64]:
+def _labels(table: Table, names: tuple[str, ...]) -> npt.NDArray[np.int64]:
     numbers = {name: number for number, name in enumerate(names)}
     if table.label_names:
         numbers = {str(number): number for number in range(len(names))}
@@ -258,7 +241,7 @@ def _labels(table: _Table, names: tuple[str, ...]) -> npt.NDArray[np.int64]:
     return np.array(labels, dtype=np.int64)
 
 
-def _label_values(table: _Table) -> list[str]:
+def _label_values(table: Table) -> list[str]:
     """The labels as they stand, without white space around them."""
     column = _label_column(table)
     if column is None:
@@ -272,11 +255,11 @@ def _label_values(table: _Table) -> list[str]:
     return values
 
 
-def _where_label(table: _Table, row: int) -> str:
+def _where_label(table: Table, row: int) -> str:
     return table.where(row, _label_column(table) or "label")
 
 
-def _found(table: _Table) -> str:
+def _found(table: Table) -> str:
     return ", ".join(table.columns)
 
 
@@ -285,60 +268,10 @@ def _some(values: Sequence[Any] | Mapping[str, Any]) -> str:
     return ", ".join(shown[:8]) + (", ..." if len(shown) > 8 else "")
 
 
-def _file_of(folder: Path, split: str) -> Path | None:
-    files = [file for suffix in _SUFFIXES if (file := folder / f"{split}{suffix}").is_file()]
-    if len(files) > 1:
-        raise DataError(f"{folder}: {' and '.join(file.name for file in files)} are the same split; keep one")
-    return files[0] if files else None
-
-
-def _read(path: Path) -> _Table:
-    """A TSV or CSV file.
-
-    Raises:
-        DataError: With the line, when the file is malformed.
-    """
-    if not path.name.endswith(_SUFFIXES):
-        raise DataError(f"{path}: cannot tell the format; the name must end in {', '.join(_SUFFIXES)}")
-    if path.name.removesuffix(".gz").endswith(".tsv"):
-        reader = csv.reader(_lines(path), delimiter="\t", quoting=csv.QUOTE_NONE, strict=True)
-    else:
-        reader = csv.reader(_lines(path), strict=True)
-    rows: list[list[str]] = []
-    lines: list[int] = []
-    try:
-        for row in reader:
-            if rows and row and len(row) != len(rows[0]):
-                raise DataError(f"{path}:{reader.line_num}: {len(row)} fields, the first line names {len(rows[0])}")
-            if row:
-                rows.append(row)
-                lines.append(reader.line_num)
-    except csv.Error as error:
-        raise DataError(f"{path}:{reader.line_num}: {error}") from error
-    if len(rows) < 2:
-        raise DataError(f"{path}: the file is empty; it needs a line of column names and one line for each example")
-    header = [name.strip() for name in rows[0]]
-    if len(set(header)) < len(header):
-        raise DataError(f"{path}:{lines[0]}: a column is named twice: {', '.join(header)}")
-    return _Table(str(path), dict(zip(header, zip(*rows[1:], strict=True), strict=True)), lines[1:])
-
-
-def _lines(path: Path) -> Iterator[str]:
-    number = 0
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}:{number}: not UTF-8: {reason(error)}; save the file as UTF-8") from error
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}:{number + 1}: cannot be read: {reason(error)}; fetch the file again") from error
-
-
-def _download(data: str) -> dict[str, _Table]:
+def _download(data: str) -> dict[str, Table]:
     """The splits of a Hugging Face data set."""
     name, *config = data.rsplit("/", 1)
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+){0,2}", data) or data.startswith(".") or data.endswith(_SUFFIXES):
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+){0,2}", data) or data.startswith(".") or data.endswith(SUFFIXES):
         raise DataError(f"no file or folder '{data}'")
     try:
         import datasets
@@ -356,13 +289,13 @@ def _download(data: str) -> dict[str, _Table]:
     return {split: _from_hugging_face(f"{data}[{split}]", splits[split]) for split in SPLITS if split in splits}
 
 
-def _from_hugging_face(name: str, split: Any) -> _Table:
+def _from_hugging_face(name: str, split: Any) -> Table:
     wanted = {column for columns in (*_TEXT_COLUMNS, _LABEL_COLUMNS) for column in columns}
     columns = {
         column: ["" if value is None else str(value) for value in split[column]]
         for column in split.column_names
         if column in wanted
     }
-    table = _Table(name, columns, range(1, len(split) + 1))
+    table = Table(name, columns, range(1, len(split) + 1))
     names = getattr(split.features.get(_label_column(table)), "names", None)
-    return _Table(name, columns, table.lines, tuple(names) if names else None)
+    return Table(name, columns, table.lines, tuple(names) if names else None)

@@ -22,13 +22,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
 from qnas_plugin.errors import CheckpointError, OutputError
 from qnas_plugin.space import Precision
 from qnas_plugin.supernets import Cut, Supernet
-from qnas_plugin.tasks import Batch, Dataset, Examples, Processor
+from qnas_plugin.tasks import Batch, Dataset, Examples, OnAccess, Processor
 
 RESUME_FILE = "training.pt"
 
@@ -139,7 +140,7 @@ def train(
     with _interrupt_later() as interrupted:
         while done < total:
             epoch, first = divmod(done, steps_an_epoch)
-            batches = list(_shuffled(dataset.train, processor, settings, epoch))
+            batches = _shuffled(dataset.train, processor, settings, epoch)
             for number in range(first, steps_an_epoch):
                 batch = batches[(number * size + rank) % len(batches)]
                 torch.manual_seed((settings.seed * total + done) * size + rank)
@@ -289,23 +290,28 @@ def _divergence(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 def _shuffled(
     examples: Examples, processor: Processor, settings: Settings, epoch: int, limit: int | None = None
-) -> Iterator[Batch]:
+) -> Sequence[Batch]:
     """Batches in a random order that depends on seed and epoch; texts of similar length share a batch.
 
-    Positions are those in ``examples``.
+    Positions are those in ``examples``. Images are encoded at each access: an epoch of them may not fit into memory.
     """
     rng = np.random.default_rng([settings.seed, epoch + 1])
     order = rng.permutation(len(examples))
     chunk = 64 * settings.batch_size
-    count = 0
+    sources: list[tuple[Sequence[Batch], int, npt.NDArray[np.int64]]] = []
     for start in range(0, len(order), chunk):
+        if limit is not None and len(sources) >= limit:
+            break
         chosen = order[start : start + chunk]
-        batches = list(processor.batches([examples.inputs[i] for i in chosen], settings.batch_size))
-        for i in rng.permutation(len(batches)):
-            yield Batch(batches[i].inputs, chosen[batches[i].positions])
-            count += 1
-            if count == limit:
-                return
+        batches = processor.batches([examples.inputs[i] for i in chosen], settings.batch_size)
+        sources += [(batches, i, chosen) for i in rng.permutation(len(batches)).tolist()]
+
+    def batch(source: tuple[Sequence[Batch], int, npt.NDArray[np.int64]]) -> Batch:
+        batches, i, chosen = source
+        found = batches[i]
+        return Batch(found.inputs, chosen[found.positions])
+
+    return OnAccess(sources[:limit], batch)
 
 
 def _tensors(batch: Batch, device: torch.device) -> dict[str, torch.Tensor]:

@@ -21,6 +21,7 @@ from qnas_plugin.isolate import build, isolate
 from qnas_plugin.materialize import Graph, export, export_module, materialize
 from qnas_plugin.space import Candidate, Precision
 from qnas_plugin.supernets import Elastic, Supernet, check_labels
+from qnas_plugin.supernets._beit3_model import Beit3ForImageClassification, Beit3ForVisualQuestionAnswering
 from qnas_plugin.supernets._cnn_layers import ElasticConv, ElasticNorm
 from qnas_plugin.tasks import Batch, Inputs
 from tests.supernets import tiny_cnn
@@ -32,11 +33,18 @@ INPUTS = {
         "attention_mask": np.array([[1] * 9, [1] * 6 + [0] * 3, [1] * 2 + [0] * 7]),
         "token_type_ids": np.zeros((3, 9), dtype=np.int64),
     },
-    **{family: {"pixel_values": PIXELS} for family in ("mobilenet_v3", "resnet50", "tiny_cnn", "vit")},
+    "beit3": {
+        "pixel_values": PIXELS.repeat(3, axis=1),
+        "input_ids": np.random.default_rng(0).integers(4, 20, (3, 7)),
+        "attention_mask": np.array([[1] * 7, [1] * 5 + [0] * 2, [1] * 3 + [0] * 4]),
+    },
+    **{f: {"pixel_values": PIXELS} for f in ("beit3_images", "mobilenet_v3", "resnet50", "tiny_cnn", "vit")},
 }
-LABELS = {"bert": 2, "mobilenet_v3": 10, "resnet50": 10, "tiny_cnn": 10, "vit": 10}
+LABELS = {"beit3": 4, "beit3_images": 10, "bert": 2, "mobilenet_v3": 10, "resnet50": 10, "tiny_cnn": 10, "vit": 10}
 ENCODER = Elastic((2, 3, 4), (1, 2, 4), (16, 32, 48))
 ELASTIC = {
+    "beit3": ENCODER,
+    "beit3_images": ENCODER,
     "bert": ENCODER,
     "mobilenet_v3": Elastic(depth=(1, 2)),
     "resnet50": Elastic(),
@@ -44,22 +52,29 @@ ELASTIC = {
     "vit": ENCODER,
 }
 WRONG = {
+    "beit3": Elastic(heads=(2, 3)),
+    "beit3_images": Elastic(heads=(2, 3)),
     "bert": Elastic(heads=(2, 3)),
     "mobilenet_v3": Elastic(kernel=(7, 3)),
     "resnet50": Elastic(width=(0.5, 0.8)),
     "tiny_cnn": Elastic(expand=(2, 1, 4)),
     "vit": Elastic(heads=(2, 3)),
 }
-PLAIN = {"bert": AutoModelForSequenceClassification, "vit": AutoModelForImageClassification}
-"""Families whose classes are those of Transformers."""
+PLAIN = {
+    "beit3": Beit3ForVisualQuestionAnswering,
+    "beit3_images": Beit3ForImageClassification,
+    "bert": AutoModelForSequenceClassification,
+    "vit": AutoModelForImageClassification,
+}
+"""Families whose classes have Hugging Face's ``from_pretrained``."""
 
 
 def module(family: str) -> Any:
     """The one of the guide is not installed; what is, is found by its name."""
-    return tiny_cnn if family == "tiny_cnn" else registry.load("supernets", family)
+    return tiny_cnn if family == "tiny_cnn" else registry.load("supernets", family.removesuffix("_images"))
 
 
-@pytest.fixture(scope="module", params=[*registry.names("supernets"), "tiny_cnn"])
+@pytest.fixture(scope="module", params=[*registry.names("supernets"), "beit3_images", "tiny_cnn"])
 def family(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -112,6 +127,10 @@ def hard_pruned(supernet: Supernet, candidate: Candidate) -> torch.nn.Module:
             if module.bias is not None:
                 linear.bias.data = module.bias.data[:outputs].clone()
             model.set_submodule(name, linear)
+        elif isinstance(module, torch.nn.LayerNorm) and hasattr(module, "width"):
+            norm = torch.nn.LayerNorm(module.width[1], module.eps)
+            norm.load_state_dict({key: value[: module.width[1]] for key, value in module.state_dict().items()})
+            model.set_submodule(name, norm)
         elif isinstance(module, ElasticConv):
             inputs, outputs = module.width
             groups = outputs if module.groups > 1 else 1

@@ -48,6 +48,8 @@ def case(request: pytest.FixtureRequest, tmp_path: Path) -> Case:
         write_images(tmp_path / "train", each=20, seed=0)
         write_images(tmp_path / "test", each=5, seed=1)
         return Case(request.param, tmp_path, request.getfixturevalue("image_processor_folder"))
+    if request.param == "visual_question_answering":
+        return Case(request.param, request.getfixturevalue("questions"), request.getfixturevalue("beit3_checkpoint"))
     if request.param == "arrays":
         rng = np.random.default_rng(0)
         arrays = {

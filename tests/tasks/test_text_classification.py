@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -84,6 +85,16 @@ def test_load_cuts_all_parts_from_one_file(tmp_path: Path, suffix: str) -> None:
         int(text.split()[1]) % 2 == label
         for part in parts
         for text, label in zip(part.inputs, part.labels, strict=True)
+    )
+
+
+def test_load_reads_json_lines(tmp_path: Path) -> None:
+    rows = [{"sentence": f"film {i}", "label": i % 2, "source": "x"} for i in range(30)]
+    (tmp_path / "a.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    dataset = load(str(tmp_path / "a.jsonl"), sizes=SIZES)
+    assert dataset.label_names == ("0", "1")
+    assert all(
+        int(text.split()[1]) % 2 == n for text, n in zip(dataset.train.inputs, dataset.train.labels, strict=True)
     )
 
 

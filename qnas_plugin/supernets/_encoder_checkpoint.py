@@ -1,0 +1,105 @@
+"""Checkpoints of Hugging Face encoders, plain ones and those of supernets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from qnas_plugin.errors import CheckpointError
+from qnas_plugin.precision import Precisions
+from qnas_plugin.supernets import Elastic
+from qnas_plugin.supernets._checkpoint import quiet_transformers, read_record, seeded
+from qnas_plugin.supernets._encoder import EncoderSupernet, Layout
+
+
+def load_encoder(
+    layouts: Mapping[str, tuple[Any, Layout]],
+    checkpoint: str,
+    label_names: Sequence[str] | None,
+    default: Callable[[int, int, int], Elastic],
+    elastic: Elastic | None,
+    precisions: Precisions | None,
+    config_class: Any = None,
+) -> EncoderSupernet:
+    """Loads a Hugging Face checkpoint, or one that ``EncoderSupernet.save`` wrote, as a supernet.
+
+    Args:
+        layouts: A ``model_type`` or architecture, as the configuration names it, to the class whose
+            ``from_pretrained`` builds the model with its head, and to where the parts are.
+        checkpoint: A name or a folder; a folder with a configuration and no weights gives random ones.
+        label_names: For a checkpoint without a trained head: the classes that a new one is for.
+        default: Number of layers, heads and feed-forward width to the choices of a checkpoint that records none.
+        elastic: Choices asked for; they replace the recorded ones.
+        precisions: What the user says of the precision of groups.
+        config_class: Of the configuration; None leaves it to Transformers.
+
+    Raises:
+        CheckpointError: There is no such checkpoint, or it is damaged or of another model type.
+        UsageError: The choices don't fit the model.
+    """
+    from transformers import AutoConfig
+
+    config_class = config_class or AutoConfig
+    family = next(layout.family for _, layout in layouts.values())
+    record = read_record(checkpoint, family)
+    folder = Path(checkpoint)
+    options: dict[str, Any] = {"attn_implementation": "eager"}
+    if label_names is not None and record is None:
+        options |= {
+            "num_labels": len(label_names),
+            "id2label": dict(enumerate(label_names)),
+            "label2id": {name: i for i, name in enumerate(label_names)},
+            "ignore_mismatched_sizes": True,
+        }
+    try:
+        with quiet_transformers(), seeded(0):
+            config = config_class.from_pretrained(checkpoint)
+            known = [name for name in (config.model_type, *(config.architectures or ())) if name in layouts]
+            if not known:
+                raise CheckpointError(
+                    f"{checkpoint} is a '{config.model_type}' model; the supernet '{family}' takes {', '.join(layouts)}"
+                )
+            model_class, layout = layouts[known[0]]
+            pretrained = not folder.is_dir() or any(
+                [*folder.glob("*.safetensors*"), *folder.glob("pytorch_model*.bin*")]
+            )
+            if pretrained:
+                model = model_class.from_pretrained(checkpoint, **options)
+            else:
+                config = config_class.from_pretrained(checkpoint, **options)
+                model = model_class._from_config(config, attn_implementation="eager")
+    except (OSError, ValueError, RuntimeError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        missing = "" if folder.exists() else "there is no such folder, and as a Hugging Face name: "
+        raise CheckpointError(f"cannot load the checkpoint '{checkpoint}': {missing}{reason}") from error
+    try:
+        ffn = int(model.get_submodule(f"{layout.layers}.0.{layout.linears['intermediate'][0]}").out_features)
+    except AttributeError as error:
+        raise CheckpointError(
+            f"the layers of '{checkpoint}' are of a kind that '{family}' does not have: {error}"
+        ) from None
+    size = (config.num_hidden_layers, config.num_attention_heads, ffn)
+    chosen = record["elastic"] if record else default(*size)
+    if elastic is not None:
+        chosen = replace(chosen, **{name: choices for name, choices in asdict(elastic).items() if choices})
+    training = record["training"] if record else None
+    supernet = EncoderSupernet(
+        model.float().eval(),
+        layout,
+        chosen,
+        precisions=precisions,
+        pretrained=pretrained,
+        training=training,
+    )
+    supernet.precisions.check(tuple(supernet.groups))
+    return supernet
+
+
+def scaled(largest: int, fractions: Sequence[float], multiple: int = 1) -> tuple[int, ...]:
+    """Fractions of a size, rounded to a multiple, ascending, without repeats; ends with the size itself."""
+    sizes = {max(multiple, round(largest * fraction / multiple) * multiple) for fraction in fractions}
+    return (*sorted(size for size in sizes if size < largest), largest)
