@@ -43,13 +43,13 @@ def test_olive_config_is_the_default_one_and_the_pass(ran: Path) -> None:
     assert written == default
 
 
-def test_olive_writes_a_model_and_evaluates_the_first_population_of_tune(ran: Path, tuned: Path) -> None:
-    """Accuracies to the last digit; Olive adds its version to a model, some bytes."""
+def test_olive_writes_a_model_and_measures_as_tune_does(ran: Path, tuned: Path) -> None:
+    """All FP32 and all INT8 come first in both: accuracies to the last digit; Olive adds its version, some bytes."""
     assert list((ran / "olive").rglob("*.onnx"))
     footprint = json.loads(next((ran / "olive").rglob("footprint.json")).read_text())
     nodes = sorted((node for node in footprint.values() if node.get("metrics")), key=lambda node: node["end_time"])
     found = [node["metrics"]["value"] for node in nodes]
     assert len(found) == 10
-    for value, (_, accuracy, size) in zip(found[:5], trials(tuned)[:5], strict=True):
+    for value, (_, accuracy, size) in zip(found[:2], trials(tuned)[:2], strict=True):
         assert value["accuracy-accuracy_score"]["value"] == accuracy
         assert 0 < value["size-bytes"]["value"] - size * 1e6 < 100
