@@ -23,9 +23,11 @@ from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from multiprocessing import resource_tracker
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 from distributed import Client, Future, KilledWorker, LocalCluster, Worker, WorkerPlugin, get_worker
+from distributed.client import FutureCancelledError
 from distributed.comm import CommClosedError
 from threadpoolctl import threadpool_limits
 
@@ -45,6 +47,7 @@ ALONE_SECONDS = 60
 """How long a search waits for a worker when the last one is gone."""
 
 _LOOK_SECONDS = 2.0
+Awaited = TypeVar("Awaited")
 _PACKAGES = ("neural-compressor", "numpy", "onnx", "onnxruntime")
 
 
@@ -152,7 +155,7 @@ def drive(
                     submit(candidate)
             if not in_flight:
                 return
-            future = _next(client, finished)
+            future = _waited(client, partial(_next, finished))
             candidate = in_flight.pop(future)
             evaluation = _outcome(client, future)
             if evaluation is None:
@@ -176,11 +179,12 @@ def _hidden_from_the_terminal() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _next(client: Client, finished: queue.SimpleQueue[Future]) -> Future:
+def _waited(client: Client, wait: Callable[[float], Awaited]) -> Awaited:
+    """What a function gives that waits for some seconds, then raises ``TimeoutError``; looks after the workers."""
     alone_since = time.monotonic()
     while True:
-        with suppress(queue.Empty):
-            return finished.get(timeout=_LOOK_SECONDS)
+        with suppress(TimeoutError):
+            return wait(_LOOK_SECONDS)
         if client.status != "running":
             raise _gone(client)
         if (
@@ -194,6 +198,13 @@ def _next(client: Client, finished: queue.SimpleQueue[Future]) -> Future:
                 f"no worker was there for {ALONE_SECONDS} s; what was finished is stored, with workers the same "
                 "command continues"
             )
+
+
+def _next(finished: queue.SimpleQueue[Future], seconds: float) -> Future:
+    try:
+        return finished.get(timeout=seconds)
+    except queue.Empty:
+        raise TimeoutError from None
 
 
 def _crowd(client: Client) -> Counter[str]:
@@ -220,17 +231,18 @@ def _offers(sku: str, dask_worker: Worker) -> bool:
 
 
 def _outcome(client: Client, future: Future) -> Evaluation | None:
-    """What came of a trial; None where its worker had no workbench."""
-    if future.cancelled():
-        raise _gone(client)
-    error = future.exception()
-    if isinstance(error, KilledWorker):
+    """What came of a trial; None where its worker had no workbench.
+
+    A worker that ends before it has handed it over is waited for like any other: the trial runs again.
+    """
+    try:
+        evaluation: Evaluation = _waited(client, future.result)
+    except FutureCancelledError:
+        raise _gone(client) from None
+    except KilledWorker as error:
         return Evaluation(error=f"KilledWorker: {error.allowed_failures + 1} workers ended while they evaluated it")
-    if isinstance(error, _NotPlacedError):
+    except _NotPlacedError:
         return None
-    if error is not None:
-        raise error
-    evaluation: Evaluation = future.result()
     return evaluation
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from distributed import Client, Worker
+from distributed import Client, Worker, wait
 from threadpoolctl import threadpool_info
 
 from qnas_plugin import cluster_latency, workers
@@ -137,6 +137,16 @@ def test_drive_runs_a_trial_again_when_its_worker_is_killed(client: Client, sear
     assert len(set(killed)) == 2
     assert not any(psutil.pid_exists(pid) for pid in killed)
     client.wait_for_workers(2, timeout=30)
+
+
+def test_outcome_is_computed_again_when_the_worker_ends_before_it_hands_it_over(profile: HardwareProfile) -> None:
+    with workers.connect(1, None, profile.name) as client:
+        future = client.submit(os.getpid, pure=False)
+        wait(future)
+        (nanny,) = client.cluster.workers.values()
+        before = nanny.pid
+        client.cluster.sync(nanny.close)  # so that nobody but the driver replaces it
+        assert workers._outcome(client, future) not in (None, before)
 
 
 def test_drive_leaves_the_cores_to_the_workers(client: Client, search: Search) -> None:
