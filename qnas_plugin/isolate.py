@@ -90,11 +90,7 @@ def isolate(
                 cuts.append((key, candidate, names, *_borders(model.graph, names)))
         wanted = dict.fromkeys([name for *_, needed, _ in cuts for name in needed] + [name for _, name in changes])
         values = _values(model, [*wanted], inputs, folder)
-        for key, name in changes:
-            own = _rounding(model, name)
-            prefix = f"{len(alone)}:"
-            _rename_inputs(own.graph, prefix)
-            alone.append(Alone(key, own, {f"{prefix}{name}": values[name]}))
+        models = [(key, _rounding(model, name), [name]) for key, name in changes]
         for key, candidate, names, needed, made in cuts:
             own = _extract(model, names, needed, made)
             policy = {
@@ -103,7 +99,8 @@ def isolate(
                 if nodes[0] in names
             }
             groups = {group: graph.groups[group] for group in policy}
-            own = Calibrated(own, groups, ranges(own)).emit(policy)
+            models.append((key, Calibrated(own, groups, ranges(own)).emit(policy), needed))
+        for key, own, needed in models:
             prefix = f"{len(alone)}:"
             _rename_inputs(own.graph, prefix)
             alone.append(Alone(key, own, {f"{prefix}{name}": values[name] for name in needed}))

@@ -40,6 +40,15 @@ from tests.supernets import tiny_cnn
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+SMALL: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "initializer_range": 0.2,
+}
+"""The sizes of every random encoder."""
+
 WORDS = [
     *("good", "great", "fine", "lovely"),
     *("bad", "awful", "poor", "dull"),
@@ -65,12 +74,8 @@ def bert_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=len(vocabulary),
-        hidden_size=32,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        intermediate_size=48,
+        **SMALL,
         max_position_embeddings=64,
-        initializer_range=0.2,
         id2label={0: "0", 1: "1"},
         label2id={"0": 0, "1": 1},
     )
@@ -84,14 +89,10 @@ def vit_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("vit")
     torch.manual_seed(0)
     config = ViTConfig(
-        hidden_size=32,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        intermediate_size=48,
+        **SMALL,
         image_size=8,
         patch_size=4,
         num_channels=1,
-        initializer_range=0.2,
         id2label={i: str(i) for i in range(10)},
         label2id={str(i): i for i in range(10)},
     )
@@ -133,13 +134,9 @@ def beit3_images_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _beit3_config(labels: int, **own: Any) -> Beit3Config:
     torch.manual_seed(0)
     return Beit3Config(
-        hidden_size=32,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        intermediate_size=48,
+        **SMALL,
         image_size=8,
         patch_size=4,
-        initializer_range=0.2,
         id2label={i: str(i) for i in range(labels)},
         label2id={str(i): i for i in range(labels)},
         **own,

@@ -11,7 +11,7 @@ import csv
 import gzip
 import json
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,6 +77,12 @@ def read(path: Path) -> Table:
     if len(set(header)) < len(header):
         raise DataError(f"{path}:{lines[0]}: a column is named twice: {', '.join(header)}")
     return Table(str(path), dict(zip(header, zip(*rows[1:], strict=True), strict=True)), lines[1:])
+
+
+def some(values: Iterable[object]) -> str:
+    """The first of some values, for a message."""
+    shown = [str(value) for value in values]
+    return ", ".join(shown[:8]) + (", ..." if len(shown) > 8 else "")
 
 
 def _read_json(path: Path) -> Table:

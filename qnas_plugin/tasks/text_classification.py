@@ -35,7 +35,7 @@ from qnas_plugin.tasks import (
     held_out_and_report,
     reason,
 )
-from qnas_plugin.tasks._tables import SUFFIXES, Table, file_of, read
+from qnas_plugin.tasks._tables import SUFFIXES, Table, file_of, read, some
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -215,7 +215,7 @@ def _label_names(table: Table) -> tuple[str, ...]:
     elif all(numeric):
         numbers = sorted({int(value) for value in values})
         if numbers != list(range(len(numbers))):
-            raise DataError(f"{table.name}: class numbers must count from 0 without a gap, got {_some(numbers)}")
+            raise DataError(f"{table.name}: class numbers must count from 0 without a gap, got {some(numbers)}")
         names = tuple(str(number) for number in numbers)
     else:
         row = numeric.index(not numeric[0])
@@ -235,7 +235,7 @@ def _labels(table: Table, names: tuple[str, ...]) -> npt.NDArray[np.int64]:
         value = str(int(value)) if _INTEGER.fullmatch(value) else value
         if value not in numbers:
             raise DataError(
-                f"{_where_label(table, row)} is '{value}', not a class of the training data; have: {_some(numbers)}"
+                f"{_where_label(table, row)} is '{value}', not a class of the training data; have: {some(numbers)}"
             )
         labels.append(numbers[value])
     return np.array(labels, dtype=np.int64)
@@ -261,11 +261,6 @@ def _where_label(table: Table, row: int) -> str:
 
 def _found(table: Table) -> str:
     return ", ".join(table.columns)
-
-
-def _some(values: Sequence[Any] | Mapping[str, Any]) -> str:
-    shown = [str(value) for value in values]
-    return ", ".join(shown[:8]) + (", ..." if len(shown) > 8 else "")
 
 
 def _download(data: str) -> dict[str, Table]:

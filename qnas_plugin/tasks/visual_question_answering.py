@@ -37,7 +37,7 @@ from qnas_plugin.tasks import (
     image_classification,
     text_classification,
 )
-from qnas_plugin.tasks._tables import Table, file_of, read
+from qnas_plugin.tasks._tables import Table, file_of, read, some
 from qnas_plugin.tasks.image_classification import ImageFile, ImageProcessor, decode, opened
 from qnas_plugin.tasks.text_classification import TextProcessor
 
@@ -163,9 +163,8 @@ def _pool(table: Table, folder: Path, names: Sequence[str], digests: dict[str, b
     rows = zip(*(_column(table, name) for name in _COLUMNS), strict=True)
     for row, (text, answer, image) in enumerate(rows):
         if answer.strip() not in numbers:
-            shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
             raise DataError(
-                f"{table.where(row, 'answer')} is '{answer}', not an answer of the training data; have: {shown}"
+                f"{table.where(row, 'answer')} is '{answer}', not an answer of the training data; have: {some(names)}"
             )
         file = ImageFile(str(folder / image), folder / image)
         if file.name not in digests:
