@@ -7,16 +7,17 @@ from collections.abc import Sequence
 from concurrent.futures import CancelledError
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
-from distributed import Client, KilledWorker, Worker, get_worker
+from distributed import Client, Future, KilledWorker, Worker, get_worker
 
 from qnas_plugin import measure
 from qnas_plugin.errors import ClusterError
 from qnas_plugin.files import write_bytes
 from qnas_plugin.hardware import HardwareProfile, RuntimeSetting
 from qnas_plugin.tasks import Inputs
-from qnas_plugin.workers import another_machine, check_offered, reachable
+from qnas_plugin.workers import LOOK_SECONDS, another_machine, check_offered, reachable
 
 
 def latency(
@@ -46,10 +47,12 @@ def latency(
         here, name = {"workers": [address], "pure": False}, f"qnas-timed-{uuid4().hex}"
         try:
             for i, model in enumerate(models):
-                client.submit(_keep, name, i, model.read_bytes(), profile, **here).result()
-            timed: list[measure.Latency] = client.submit(
-                _time, name, len(models), inputs, setting, rounds, resources={profile.name: 1}, **here
-            ).result()
+                _waited(client, address, client.submit(_keep, name, i, model.read_bytes(), profile, **here))
+            timed: list[measure.Latency] = _waited(
+                client,
+                address,
+                client.submit(_time, name, len(models), inputs, setting, rounds, resources={profile.name: 1}, **here),
+            )
             return timed
         except (KilledWorker, CancelledError) as error:
             raise ClusterError(
@@ -58,6 +61,15 @@ def latency(
         finally:
             with suppress(OSError, CancelledError, KilledWorker):
                 client.run(_forget, name)
+
+
+def _waited(client: Client, address: str, future: Future) -> Any:
+    """What a future gives that only this worker can give: Dask waits for ever for one that is gone."""
+    while True:
+        with suppress(TimeoutError):
+            return future.result(timeout=LOOK_SECONDS)
+        if address not in client.nthreads():
+            raise CancelledError
 
 
 def _keep(name: str, number: int, content: bytes, profile: HardwareProfile) -> None:

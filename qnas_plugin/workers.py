@@ -46,7 +46,9 @@ CONNECT_SECONDS = 15
 ALONE_SECONDS = 60
 """How long a search waits for a worker when the last one is gone."""
 
-_LOOK_SECONDS = 2.0
+LOOK_SECONDS = 2.0
+"""How often a wait looks whether workers are still there."""
+
 Awaited = TypeVar("Awaited")
 _PACKAGES = ("neural-compressor", "numpy", "onnx", "onnxruntime")
 
@@ -184,7 +186,7 @@ def _waited(client: Client, wait: Callable[[float], Awaited]) -> Awaited:
     alone_since = time.monotonic()
     while True:
         with suppress(TimeoutError):
-            return wait(_LOOK_SECONDS)
+            return wait(LOOK_SECONDS)
         if client.status != "running":
             raise _gone(client)
         if (

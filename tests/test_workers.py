@@ -231,6 +231,24 @@ def test_latency_measures_files_on_a_worker_of_the_sku(
         cluster_latency.latency(client, another, paths, workbench.timing_inputs, workbench.setting, 2)
 
 
+def test_latency_says_that_its_worker_ended(
+    search: Search, profile: HardwareProfile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "model.onnx"
+    search.evaluator.write(search.evaluator.supernet.space.corner("largest", Precision.FP32), path)
+    workbench = search.evaluator.workbench
+    with existing(profile) as (address, processes), workers.connect(None, address, profile.name) as client:
+
+        def check_offered(client: Client, sku: str) -> str:
+            worker = workers.check_offered(client, sku)
+            threading.Timer(1, processes[1].kill).start()
+            return worker
+
+        monkeypatch.setattr(cluster_latency, "check_offered", check_offered)
+        with pytest.raises(ClusterError, match=r"the worker tcp://\S+ ended while it measured"):
+            cluster_latency.latency(client, profile, [path], workbench.timing_inputs, workbench.setting, 10_000)
+
+
 def test_drive_says_that_no_worker_is_left(
     search: Search, profile: HardwareProfile, monkeypatch: pytest.MonkeyPatch
 ) -> None:

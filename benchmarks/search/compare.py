@@ -2,7 +2,8 @@
 
     python -m benchmarks.search.compare [--spaces digits minilm] [--contenders linas nsga2 ...] [--seeds 10]
 
-Finished runs are kept in ``--runs`` and not repeated; delete the folder to do so. The table goes to standard output.
+Finished runs are kept in ``--runs`` and not repeated; delete the folder to do so. The table goes to standard output, a
+chart of all evaluations to ``--plot``, an HTML file.
 Equal seeds give equal numbers in every process.
 """
 
@@ -22,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.search import plot
 from benchmarks.search.ablations import ABLATIONS
 from benchmarks.search.contenders import CONTENDERS, trace
 from benchmarks.search.replay import Replay
@@ -69,14 +71,23 @@ def main() -> None:
     parser.add_argument("--budget", type=int, default=BUDGET)
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     parser.add_argument("--runs", type=Path, default=Path("build/search"))
+    parser.add_argument("--plot", type=Path, default=Path("build/search.html"), help="where the chart goes")
     options = parser.parse_args()
     names = ["nsga2", *ABLATIONS] if options.ablations else options.contenders
     seeds = range(options.first_seed, options.first_seed + options.seeds)
+    charts: dict[str, dict[str, Floats]] = {}
     for space in options.spaces:
         replay = Replay(SPACES[space], tuple(options.objectives))
         runs = [Run(space, replay.objectives, contender, seed, options.budget) for contender in names for seed in seeds]
         execute(replay, runs, options.runs, options.processes)
         print(table(replay, runs, options.runs))
+        charts[space] = {
+            name: traces(replay, [run for run in runs if run.contender == name], options.runs, smooth=True)
+            for name in names
+        }
+    options.plot.parent.mkdir(parents=True, exist_ok=True)
+    options.plot.write_text(plot.render(charts), encoding="utf-8")
+    print(f"Hypervolume against evaluations: {options.plot}", file=sys.stderr)
 
 
 def execute(replay: Replay, runs: Sequence[Run], folder: Path, processes: int | None) -> None:
