@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ class Alone:
     Args:
         key: The row.
         model: Computes the part, from the tensors that the network would give it.
-        inputs: These tensors, by names that no other part has.
+        inputs: These tensors. Another part's of the same name fits as well: it has the same type and shape.
     """
 
     key: Key
@@ -58,8 +58,8 @@ def isolate(
     inputs: Inputs,
     folder: Path,
     keys: Sequence[Key] | None = None,
-) -> list[Alone]:
-    """Each row as a model of its own; rows without any node are left out.
+) -> Iterator[Alone]:
+    """Each row as a model of its own, one after another: there may be gigabytes; rows without any node are left out.
 
     Args:
         graph: Of the supernet.
@@ -76,8 +76,7 @@ def isolate(
         part, genes = decomposition.example(key)
         candidate = supernet.space.decode(genes)
         networks.setdefault(supernet.space.architecture(candidate), []).append((key, part, candidate))
-    alone: list[Alone] = []
-    for rows in networks.values():
+    for number, rows in enumerate(networks.values()):
         model = onnx.shape_inference.infer_shapes(materialize(graph, supernet.cut(rows[0][2])))
         owners = {node.name: _owner(node, decomposition.parts) for node in model.graph.node}
         cuts, changes = [], []
@@ -90,7 +89,8 @@ def isolate(
                 cuts.append((key, candidate, names, *_borders(model.graph, names)))
         wanted = dict.fromkeys([name for *_, needed, _ in cuts for name in needed] + [name for _, name in changes])
         values = _values(model, [*wanted], inputs, folder)
-        models = [(key, _rounding(model, name), [name]) for key, name in changes]
+        for key, name in changes:
+            yield _alone(key, _rounding(model, name), {name: values[name]}, number)
         for key, candidate, names, needed, made in cuts:
             own = _extract(model, names, needed, made)
             policy = {
@@ -99,12 +99,8 @@ def isolate(
                 if nodes[0] in names
             }
             groups = {group: graph.groups[group] for group in policy}
-            models.append((key, Calibrated(own, groups, ranges(own)).emit(policy), needed))
-        for key, own, needed in models:
-            prefix = f"{len(alone)}:"
-            _rename_inputs(own.graph, prefix)
-            alone.append(Alone(key, own, {f"{prefix}{name}": values[name] for name in needed}))
-    return alone
+            whole = Calibrated(own, groups, ranges(own)).emit(policy)
+            yield _alone(key, whole, {name: values[name] for name in needed}, number)
 
 
 def ranges(model: onnx.ModelProto) -> Ranges:
@@ -186,10 +182,6 @@ def _extract(
     model: onnx.ModelProto, names: Collection[str], inputs: Sequence[str], outputs: Sequence[str]
 ) -> onnx.ModelProto:
     """Some nodes as a model. Its inputs have the shapes that are known in the whole one: fusions depend on them."""
-    part = onnx.ModelProto()
-    part.CopyFrom(model)
-    for field in (part.graph.node, part.graph.initializer, part.graph.input, part.graph.output, part.graph.value_info):
-        del field[:]
     inside = [node for node in model.graph.node if node.name in names]
     read = {name for node in inside for name in node.input}
     constants = [
@@ -197,19 +189,29 @@ def _extract(
         for node in model.graph.node
         if node.op_type == "Constant" and node.name not in names and read.intersection(node.output)
     ]
-    part.graph.node.extend([*constants, *inside])
-    part.graph.initializer.extend(initializer for initializer in model.graph.initializer if initializer.name in read)
     known = {value.name: value for value in (*model.graph.input, *model.graph.value_info)}
-    part.graph.input.extend(known[name] for name in inputs)
-    part.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
-    return part
+    return onnx.helper.make_model(
+        onnx.helper.make_graph(
+            [*constants, *inside],
+            model.graph.name,
+            [known[name] for name in inputs],
+            [onnx.ValueInfoProto(name=name) for name in outputs],
+            [initializer for initializer in model.graph.initializer if initializer.name in read],
+        ),
+        opset_imports=model.opset_import,
+        ir_version=model.ir_version,
+    )
 
 
-def _rename_inputs(graph: onnx.GraphProto, prefix: str) -> None:
-    names = {value.name for value in graph.input}
-    for value in graph.input:
-        value.name = prefix + value.name
-    for node in graph.node:
+def _alone(key: Key, model: onnx.ModelProto, values: Inputs, network: int) -> Alone:
+    """A part whose inputs are named after their types and shapes; indices keep their range, and so their own name."""
+    names: dict[str, str] = {}
+    for name, array in values.items():
+        kind = f"{array.dtype}{list(array.shape)}" if array.dtype.kind == "f" else f"{network}:{name}"
+        names[name] = f"{kind}:{sum(other.rpartition(':')[0] == kind for other in names.values())}"
+    for value in model.graph.input:
+        value.name = names[value.name]
+    for node in model.graph.node:
         for i, name in enumerate(node.input):
-            if name in names:
-                node.input[i] = prefix + name
+            node.input[i] = names.get(name, name)
+    return Alone(key, model, {names[name]: array for name, array in values.items()})

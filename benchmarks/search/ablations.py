@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+from sklearn.ensemble import ExtraTreesRegressor
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, DotProduct, WhiteKernel
 
 from benchmarks.search.contenders import CONTENDERS, Contender, Evaluate, registered
 from qnas_plugin import predictors
 from qnas_plugin.objectives import losses, non_dominated, violations
-from qnas_plugin.predictors import Predictor, Scale
+from qnas_plugin.predictors import Predictor, Scale, ridge, svr
 from qnas_plugin.search import Problem, linas
 from qnas_plugin.search._evolution import Scores
 from qnas_plugin.search._generations import first_generation
@@ -43,11 +45,11 @@ def with_features(features: Callable[[SearchSpace, Genes], Any]) -> Contender:
     return run
 
 
-def gaussian_process(optimism: float) -> Contender:
-    """LINAS with a Gaussian process, that takes a value to be so many standard deviations above its mean."""
+def predicted_by(create: Callable[[], Predictor]) -> Contender:
+    """LINAS with one predictor in all cases."""
 
     def choose(names: Sequence[str], X: Any, y: Any, rng: np.random.Generator) -> tuple[Predictor, float]:
-        predictor = GaussianProcess(optimism)
+        predictor = create()
         predictor.fit(X, y)
         return predictor, 0.0
 
@@ -58,10 +60,43 @@ def gaussian_process(optimism: float) -> Contender:
     return run
 
 
-class GaussianProcess:
-    """A linear kernel and a Gaussian one, both and the noise by marginal likelihood."""
+class Trees:
+    """Extremely randomised trees (Geurts et al. 2006)."""
 
-    def __init__(self, optimism: float) -> None:
+    def fit(self, X: Any, y: Any) -> None:
+        """Learns from ``(m, f)`` features and ``(m,)`` values."""
+        self._scale = Scale.of(y)
+        self._model = ExtraTreesRegressor(100, max_features=0.3, random_state=0).fit(X, self._scale.down(y))
+
+    def predict(self, X: Any) -> Any:
+        """Values ``(m,)`` for ``(m, f)`` features."""
+        return self._scale.up(self._model.predict(X))
+
+
+class MeanOfThree:
+    """The mean of ridge, SVR and trees."""
+
+    def __init__(self) -> None:
+        self._members: list[Predictor] = [ridge.create(), svr.create(), Trees()]
+
+    def fit(self, X: Any, y: Any) -> None:
+        """Learns from ``(m, f)`` features and ``(m,)`` values."""
+        for member in self._members:
+            member.fit(X, y)
+
+    def predict(self, X: Any) -> Any:
+        """Values ``(m,)`` for ``(m, f)`` features."""
+        return np.mean([member.predict(X) for member in self._members], axis=0)
+
+
+class GaussianProcess:
+    """A linear kernel and a Gaussian one, both and the noise by marginal likelihood.
+
+    Args:
+        optimism: So many standard deviations are added to what it predicts.
+    """
+
+    def __init__(self, optimism: float = 0.0) -> None:
         self.optimism = optimism
 
     def fit(self, X: Any, y: Any) -> None:
@@ -114,8 +149,10 @@ ABLATIONS: dict[str, Contender] = {
     "one-hot features alone": with_features(lambda space, genes: space.features(genes)),
     "ridge alone": changed(PREDICTORS=("ridge",)),
     "SVR alone": changed(PREDICTORS=("svr",)),
-    "Gaussian process": gaussian_process(0.0),
-    "Gaussian process, optimistic": gaussian_process(1.0),
+    "trees": predicted_by(Trees),
+    "mean of ridge, SVR and trees": predicted_by(MeanOfThree),
+    "Gaussian process": predicted_by(GaussianProcess),
+    "Gaussian process, optimistic": predicted_by(partial(GaussianProcess, 1.0)),
     "measured incumbents": measured_incumbents,
     "farthest first": changed(most_gain_first=farthest_first),
     "batches of 10": changed(BATCHES=5),

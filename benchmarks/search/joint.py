@@ -73,12 +73,20 @@ def fixed(space: SearchSpace, values: Mapping[str, Value]) -> SearchSpace:
 def searched(problem: Problem, values: Mapping[str, Value], evaluate: Evaluate, seed: int, budget: int) -> None:
     """Searches a part of the space by LINAS with at most so many evaluations."""
     part, whole = fixed(problem.space, values), problem.space
+    columns = [whole.index[variable.name] for variable in part.variables]
+    indices = [
+        np.array([whole.variables[column].choices.index(choice) for choice in variable.choices])
+        for column, variable in zip(columns, part.variables, strict=True)
+    ]
+
+    def in_whole(genes: Genes) -> Genes:
+        found = np.zeros((len(genes), len(whole)), dtype=np.int64)
+        for i, column in enumerate(columns):
+            found[:, column] = indices[i][genes[:, i]]
+        return whole.canonical(found)
 
     def moved(exact: ExactMetric) -> ExactMetric:
-        def values_of(genes: Genes) -> np.ndarray:
-            return exact(np.array([whole.encode(part.decode(row)) for row in genes]))
-
-        return values_of
+        return lambda genes: exact(in_whole(genes))
 
     inside = Problem(part, problem.objectives, exact={name: moved(exact) for name, exact in problem.exact.items()})
     left = budget

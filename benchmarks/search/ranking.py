@@ -2,8 +2,9 @@
 
     python -m benchmarks.search.ranking [--spaces digits minilm]
 
-Prints a table a space: Kendall's tau with the features that searches use and with one-hot features alone. A constant
-has a tau of 0; the last columns are errors relative to the constant's, and why MAPE is not used.
+Prints a table a space, of the package's predictors and those that the ablations try: Kendall's tau with the features
+that searches use and with one-hot features alone. A constant has a tau of 0; the last columns are errors relative to
+the constant's, and why MAPE is not used.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 
 import numpy as np
 
+from benchmarks.search.ablations import GaussianProcess, MeanOfThree, Trees
 from benchmarks.search.replay import Replay
 from benchmarks.search.spaces import SPACES
 from qnas_plugin import predictors, registry
@@ -28,9 +30,10 @@ def main() -> None:
     for name in options.spaces:
         replay = Replay(SPACES[name])
         y = replay.accuracies["search"]
-        names = registry.names("predictors")
+        creators = {name: registry.load("predictors", name).create for name in registry.names("predictors")}
+        creators |= {"Gaussian process": GaussianProcess, "trees": Trees, "mean of ridge, SVR and trees": MeanOfThree}
         with_sums, one_hot = (
-            {(point.rows, point.name): point for point in curve(names, X, y, SIZES, np.random.default_rng(0))}
+            {(point.rows, point.name): point for point in curve(creators, X, y, SIZES, np.random.default_rng(0))}
             for X in (predictors.features(replay.space, replay.genes), replay.space.features(replay.genes))
         )
         print(f"**{name}**, {len(y)} candidates, accuracy {y.mean():.4f} (sd {y.std():.4f})\n")

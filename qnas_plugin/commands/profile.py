@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from qnas_plugin import hardware, measure, registry
 from qnas_plugin.decompose import GRANULARITIES, Decomposition, Granularity, join
@@ -155,15 +156,16 @@ class Bench:
         """The line of the parts timed alone."""
         parts = _decomposition(self.supernet, "linear")
         with tempfile.TemporaryDirectory(prefix="qnas-") as name:
-            alone = isolate(self.graph, self.supernet, parts, self.inputs, Path(name))
-            paths = [Path(name) / f"{i}.onnx" for i in range(len(alone))]
-            for path, part in zip(paths, alone, strict=True):
+            paths: dict[str, Path] = {}
+            inputs: dict[str, npt.NDArray[Any]] = {}
+            for part in isolate(self.graph, self.supernet, parts, self.inputs, Path(name)):
+                path = paths[str(part.key)] = Path(name) / f"{len(paths)}.onnx"
                 path.write_bytes(part.model.SerializeToString())
-            inputs = {name: array for part in alone for name, array in part.inputs.items()}
+                inputs |= part.inputs
             latencies = measure.latency(
-                paths, inputs, self.setting, minimum_runs=20, minimum_seconds=SECONDS_ALONE, rounds=2
+                [*paths.values()], inputs, self.setting, minimum_runs=20, minimum_seconds=SECONDS_ALONE, rounds=2
             )
-        times = {str(part.key): latency.median for part, latency in zip(alone, latencies, strict=True)}
+        times = {key: latency.median for key, latency in zip(paths, latencies, strict=True)}
         return {"alone": {str(key): times.get(str(key), 0.0) for key in parts.keys}}
 
     @property

@@ -46,7 +46,7 @@ def ranking(study: Path, *, seed: int = 0) -> Mapping[str, Sequence[Point]]:
     return {
         metric: list(
             curve(
-                registry.names("predictors"),
+                {name: registry.load("predictors", name).create for name in registry.names("predictors")},
                 X,
                 np.array([trial.metrics[metric] for trial in trials]),
                 SIZES,

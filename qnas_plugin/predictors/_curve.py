@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from qnas_plugin import registry
 from qnas_plugin.predictors import Predictor
 from qnas_plugin.space import Features
 
@@ -39,12 +38,16 @@ class Point:
 
 
 def curve(
-    names: Sequence[str], X: Features, y: npt.NDArray[np.float64], sizes: Sequence[int], rng: np.random.Generator
+    creators: Mapping[str, Callable[[], Predictor]],
+    X: Features,
+    y: npt.NDArray[np.float64],
+    sizes: Sequence[int],
+    rng: np.random.Generator,
 ) -> Iterator[Point]:
     """The points of some predictors at those sizes that leave enough to predict.
 
     Args:
-        names: Registered predictors.
+        creators: What makes each of them, untrained.
         X: Features ``(m, f)``.
         y: Values ``(m,)``.
         sizes: Numbers of candidates to learn from.
@@ -53,18 +56,18 @@ def curve(
     from scipy.stats import kendalltau
 
     for rows in (size for size in sizes if size <= len(y) - LEAST_UNSEEN):
-        found: dict[str, list[tuple[float, ...]]] = {name: [] for name in names}
+        found: dict[str, list[tuple[float, ...]]] = {name: [] for name in creators}
         for _ in range(REPEATS):
             order = rng.permutation(len(y))
             seen, unseen = order[:rows], order[rows:]
             constant = float(np.abs(y[seen].mean() - y[unseen]).mean())
-            for name in names:
-                predictor: Predictor = registry.load("predictors", name).create()
+            for name, create in creators.items():
+                predictor = create()
                 predictor.fit(X[seen], y[seen])
                 predicted = predictor.predict(X[unseen])
                 tau = float(np.nan_to_num(kendalltau(predicted, y[unseen]).statistic))
                 error = np.abs(predicted - y[unseen])
                 relative = error / np.maximum(np.abs(y[unseen]), 1e-12)
                 found[name].append((tau, float(error.mean()), constant, float(relative.mean())))
-        for name in names:
+        for name in creators:
             yield Point(name, rows, *np.median(found[name], axis=0).tolist())

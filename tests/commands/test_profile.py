@@ -143,7 +143,7 @@ def test_isolate_splits_a_network_into_parts_that_run(supernet: Supernet, tmp_pa
     inputs = supernet.example(SETTING)
     graph = export(supernet, inputs)
     decomposition = Decomposition(supernet.space, join(supernet.parts, "linear"))
-    alone = isolate(graph, supernet, decomposition, inputs, tmp_path)
+    alone = list(isolate(graph, supernet, decomposition, inputs, tmp_path))
     assert [part.key for part in alone] != []
     assert {part.key for part in alone} == set(decomposition.keys)
     for part in alone:

@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import kendalltau
 
 from qnas_plugin import registry
-from qnas_plugin.predictors import Predictor, choose, features
+from qnas_plugin.predictors import Predictor, choose, features, ridge
 from qnas_plugin.predictors._curve import LEAST_UNSEEN, curve
 from tests.search.test_algorithms import WIDE
 from tests.test_space import bert_base_sst2_quantized
@@ -113,11 +113,11 @@ def test_features_add_sums_of_variables_that_differ_in_a_number() -> None:
 def test_curve_tells_a_good_predictor_from_a_constant() -> None:
     X, y = sampled(120, seed=0)
     noise = np.random.default_rng(1).permutation(y)
-    points = list(curve(["ridge"], X, y, (20, 50, 100, 101), np.random.default_rng(0)))
+    points = list(curve({"ridge": ridge.create}, X, y, (20, 50, 100, 101), np.random.default_rng(0)))
     assert [point.rows for point in points] == [20, 50, 120 - LEAST_UNSEEN]
     assert points[0].tau < points[-1].tau > 0.5
     assert points[-1].error < 0.8 * points[-1].constant
-    (random,) = curve(["ridge"], X, noise, (100,), np.random.default_rng(0))
+    (random,) = curve({"ridge": ridge.create}, X, noise, (100,), np.random.default_rng(0))
     assert abs(random.tau) < 0.25
     assert random.error > 0.9 * random.constant
     assert random.mape < 0.02  # although nothing was learned
