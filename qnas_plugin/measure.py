@@ -40,7 +40,6 @@ class Latency:
         runs: How many were timed.
         seconds: How long they took together.
         round_medians: The median of each round; that they agree is what shows a quiet machine.
-        round_minima: The fastest run of each round.
         core_share: The part of the time, in [0, 1], in which the model had its core for itself. Well below 1, something
             else ran on it.
     """
@@ -55,7 +54,6 @@ class Latency:
     runs: int
     seconds: float
     round_medians: tuple[float, ...]
-    round_minima: tuple[float, ...]
     core_share: float
 
     @property
@@ -67,7 +65,6 @@ class Latency:
         """All fields and the spread, for JSON."""
         return asdict(self) | {
             "round_medians": list(self.round_medians),
-            "round_minima": list(self.round_minima),
             "spread": self.spread,
         }
 
@@ -211,7 +208,6 @@ def _summary(turns: Sequence[npt.NDArray[np.float64]], core_share: npt.NDArray[n
         runs=len(times),
         seconds=float(times.sum() / 1e3),
         round_medians=tuple(float(np.median(turn)) for turn in turns),
-        round_minima=tuple(float(turn.min()) for turn in turns),
         core_share=float(core_share.mean()),
     )
 

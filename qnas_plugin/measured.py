@@ -100,18 +100,18 @@ class Networks:
 
 
 def steady(rounds: Floats) -> tuple[Floats, Floats]:
-    """What each network takes undisturbed and how far its rounds are apart, relative, ``(m,)`` both.
+    """What each network takes and how far its rounds are apart, relative, ``(m,)`` both.
 
     A machine is now faster, now slower, for all networks alike: each round is divided by how its networks compare
-    with their own medians. What disturbs one turn alone only ever slows it, so the lower quartile of a network's rounds
-    stands for it: that repeats better than their median.
+    with their own medians.
 
     Args:
-        rounds: The fastest run in milliseconds of each network in each round, ``(m, rounds)``.
+        rounds: The median run in milliseconds of each network in each round, ``(m, rounds)``.
     """
     usual = np.median(rounds, axis=1, keepdims=True)
     alike = rounds / np.median(rounds / usual, axis=0)
-    return np.quantile(alike, 0.25, axis=1), np.median(np.abs(alike / np.median(alike, axis=1)[:, None] - 1), axis=1)
+    steadied = np.median(alike, axis=1)
+    return steadied, np.median(np.abs(alike / steadied[:, None] - 1), axis=1)
 
 
 def joined(measured: Measured) -> Networks:

@@ -109,7 +109,7 @@ def profile(
     inputs = supernet.example(setting)
     setting = setting_of(inputs, setting)
     identity = {
-        "schema_version": 2,
+        "schema_version": 3,
         "space": supernet.space.fingerprint,
         "shape": dict(supernet.shape),
         "setting": setting.model_dump(mode="json"),
@@ -229,7 +229,7 @@ class Bench:
                 minimum_seconds=TURN * rounds,
                 rounds=rounds,
             )
-        times, spreads = steady(np.array([latency.round_minima for latency in latencies]))
+        times, spreads = steady(np.array([latency.round_medians for latency in latencies]))
         return {
             "networks": [
                 {
