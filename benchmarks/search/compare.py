@@ -139,10 +139,11 @@ def table(replay: Replay, runs: Sequence[Run], folder: Path, rival: str = RIVAL)
     observed, smooth = (traces(replay, runs, folder, smooth=smooth) for smooth in (False, True))
     names = list(dict.fromkeys(run.contender for run in runs))
     of = {name: [i for i, run in enumerate(runs) if run.contender == name] for name in names}
+    budget = observed.shape[1]
     lines = [
         f"**{replay.recorded.name}**, {', '.join(replay.objectives)}",
         "",
-        "| algorithm | evaluations to NSGA-II's 250 | without luck | share at 50 | share at 250 | seconds |",
+        f"| algorithm | evaluations to {rival}'s {budget} | without luck | share at 50 | share at {budget} | seconds |",
         "|---|---|---|---|---|---|",
     ]
     for name in names:
@@ -150,7 +151,7 @@ def table(replay: Replay, runs: Sequence[Run], folder: Path, rival: str = RIVAL)
         for shares in (observed, smooth):
             goal = float(np.median(shares[of.get(rival, of[name]), -1]))
             reach.append(_quartiles([_first(row, goal) for row in shares[of[name]]], "{:.0f}"))
-        ends = [_quartiles(smooth[of[name], n - 1], "{:.3f}") for n in (min(50, smooth.shape[1]), smooth.shape[1])]
+        ends = [_quartiles(smooth[of[name], n - 1], "{:.3f}") for n in (min(50, budget), budget)]
         seconds = [json.loads(runs[i].path(folder).read_text())["seconds"] for i in of[name]]
         lines.append(f"| {name} | {reach[0]} | {reach[1]} | {ends[0]} | {ends[1]} | {np.median(seconds):.0f} |")
     return "\n".join([*lines, ""])
