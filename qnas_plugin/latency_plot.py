@@ -10,6 +10,8 @@ import plotly.io
 from qnas_plugin.latency_table import LatencyTable
 
 INT8, FP32, OTHER = "#1f6feb", "#f0883e", "#57606a"
+MOST_ROWS = 200
+"""A chart of more bars would be taller than browsers draw."""
 
 
 def render(table: LatencyTable) -> str:
@@ -51,7 +53,8 @@ def _tested(table: LatencyTable) -> go.Figure:
 
 
 def _rows(table: LatencyTable) -> go.Figure:
-    rows = table.rows[::-1]
+    slowest = sorted(table.rows, key=lambda row: -row.ms)[:MOST_ROWS]
+    rows = [row for row in table.rows[::-1] if row in slowest]
     figure = go.Figure()
     figure.add_bar(
         y=[row.key for row in rows],
@@ -69,7 +72,11 @@ def _rows(table: LatencyTable) -> go.Figure:
         marker={"symbol": "line-ns-open", "color": "#24292f", "size": 10},
     )
     figure.update_layout(
-        title="Rows", xaxis_title="ms", template="simple_white", height=160 + 18 * len(rows), yaxis={"automargin": True}
+        title="Rows" if len(rows) == len(table.rows) else f"The {len(rows)} slowest of {len(table.rows)} rows",
+        xaxis_title="ms",
+        template="simple_white",
+        height=160 + 18 * len(rows),
+        yaxis={"automargin": True},
     )
     return figure
 

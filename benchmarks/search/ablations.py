@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -10,6 +11,7 @@ from unittest.mock import patch
 
 import numpy as np
 from sklearn.ensemble import ExtraTreesRegressor
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, DotProduct, WhiteKernel
 
@@ -103,7 +105,9 @@ class GaussianProcess:
         """Learns from ``(m, f)`` features and ``(m,)`` values."""
         self._scale = Scale.of(y)
         kernel = 0.1 * DotProduct(1.0) + 0.5 * RBF(5.0, (1.0, 50.0)) + WhiteKernel(0.2, (1e-3, 2.0))
-        self._model = GaussianProcessRegressor(kernel).fit(X, self._scale.down(y))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # a bound is where the noise may end
+            self._model = GaussianProcessRegressor(kernel).fit(X, self._scale.down(y))
 
     def predict(self, X: Any) -> Any:
         """Values ``(m,)`` for ``(m, f)`` features."""
