@@ -82,15 +82,15 @@ def isolate(
         cuts, changes = [], []
         for key, part, candidate in rows:
             if part.reader is not None:
-                changes.append((key, _read(model.graph, part.reader)))
+                changes.append((key, *_read(model.graph, part.reader)))
                 continue
             names = [name for name, owner in owners.items() if owner is part]
             if names:
                 cuts.append((key, candidate, names, *_borders(model.graph, names)))
-        wanted = dict.fromkeys([name for *_, needed, _ in cuts for name in needed] + [name for _, name in changes])
+        wanted = dict.fromkeys([name for *_, needed, _ in cuts for name in needed] + [name for _, name, *_ in changes])
         values = _values(model, [*wanted], inputs, folder)
-        for key, name in changes:
-            yield _alone(key, _rounding(model, name), {name: values[name]}, number)
+        for key, name, read, pooling in changes:
+            yield _alone(key, _rounding(model, name, read, pooling), {name: values[name]}, number)
         for key, candidate, names, needed, made in cuts:
             own = _extract(model, names, needed, made)
             policy = {
@@ -125,16 +125,19 @@ def _owner(node: onnx.NodeProto, parts: Sequence[Part]) -> Part:
     return parts[max(above)[1]]
 
 
-def _read(graph: onnx.GraphProto, module: str) -> str:
-    """The tensor that a module's layer reads."""
+def _read(graph: onnx.GraphProto, module: str) -> tuple[str, str, list[str]]:
+    """A tensor, the one that a module's layer reads, and the pooling between them, if any."""
     node = next(n for n in graph.node if n.op_type in WEIGHT_INPUT and f"{module_path(n)}.".startswith(f"{module}."))
-    name: str = node.input[0]
-    return name
+    read: str = node.input[0]
+    for maker in graph.node:
+        if maker.op_type == "MaxPool" and read in maker.output:
+            return maker.input[0], read, [maker.name]
+    return read, read, []
 
 
-def _rounding(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
-    """What a tensor takes to become INT8 and FP32 again."""
-    part = _extract(model, (), [name], ["read"])
+def _rounding(model: onnx.ModelProto, name: str, read: str, pooling: Sequence[str]) -> onnx.ModelProto:
+    """What a tensor takes, after pooling if any, to become INT8 and FP32 again."""
+    part = _extract(model, pooling, [name], ["rounded back"])
     scale, zero = (
         numpy_helper.from_array(np.array(0.03, np.float32), "scale"),
         numpy_helper.from_array(np.array(128, np.uint8), "zero"),
@@ -142,8 +145,8 @@ def _rounding(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
     part.graph.initializer.extend([scale, zero])
     part.graph.node.extend(
         [
-            onnx.helper.make_node("QuantizeLinear", [name, "scale", "zero"], ["rounded"]),
-            onnx.helper.make_node("DequantizeLinear", ["rounded", "scale", "zero"], ["read"]),
+            onnx.helper.make_node("QuantizeLinear", [read, "scale", "zero"], ["rounded"]),
+            onnx.helper.make_node("DequantizeLinear", ["rounded", "scale", "zero"], ["rounded back"]),
         ]
     )
     return part

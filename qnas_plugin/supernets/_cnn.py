@@ -94,6 +94,8 @@ class Plan:
         optional: Path of a block that can be skipped to the condition under which it is there.
         cores: What is in blocks beside their layers.
         stream: Layers of which each reads what the one before it wrote, their paths.
+        pooled: Path of a layer of the stream to that of another one that reads the same pooled tensor. ONNX Runtime
+            pools in INT8 if both read INT8, which takes longer than in FP32.
     """
 
     variables: tuple[Variable, ...]
@@ -101,6 +103,7 @@ class Plan:
     optional: Mapping[str, Condition]
     cores: tuple[Part, ...]
     stream: tuple[str, ...] = ()
+    pooled: Mapping[str, str] = field(default_factory=dict)
 
 
 class CnnSupernet:
@@ -183,7 +186,9 @@ class CnnSupernet:
         layers = {layer.path: layer for layer in self.plan.layers}
         for writer, reader in pairwise(layers[path] for path in self.plan.stream):
             ends = {"from": f"precision.{writer.group}", "to": f"precision.{reader.group}"}
-            variables = {**reader.inputs.variables, **ends}
+            other = self.plan.pooled.get(reader.path)
+            beside = {} if other is None else {"beside": f"precision.{layers[other].group}"}
+            variables = {**reader.inputs.variables, **beside, **ends}
             parts.append(Part(f"{reader.kind}.boundary", variables, (), reader.block, reader=reader.path))
         return tuple(parts)
 

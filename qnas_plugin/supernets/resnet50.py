@@ -160,7 +160,8 @@ def build(config: Any, elastic: Elastic) -> tuple[ResNet, Plan]:
     layers.append(Layer("classifier", "classifier", "classifier", stream, Channels.fixed(config.num_labels)))
     model = ResNet(units, blocks, Classifier(stream.largest, config.num_labels))
     main = tuple(layer.path for layer in layers if not layer.kind.endswith(".downsample"))
-    return model, Plan(tuple(variables), tuple(layers), optional, tuple(cores), main)
+    pooled = {"blocks.0.conv1.conv": "blocks.0.downsample.conv"}
+    return model, Plan(tuple(variables), tuple(layers), optional, tuple(cores), main, pooled)
 
 
 def largest(config: Any) -> Elastic:

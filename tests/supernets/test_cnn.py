@@ -151,6 +151,13 @@ def test_parts_have_a_row_where_a_tensor_changes_between_int8_and_fp32(
     (alone,) = isolate(supernet.graph(inputs), supernet, decomposition, inputs, tmp_path, [key])
     assert [node.op_type for node in alone.model.graph.node] == ["QuantizeLinear", "DequantizeLinear"]
     onnxruntime.InferenceSession(alone.model.SerializeToString()).run(None, dict(alone.inputs))
+    for key in decomposition.keys:
+        if "beside" in dict(key.values):  # the other reader of what is pooled
+            (alone,) = isolate(supernet.graph(inputs), supernet, decomposition, inputs, tmp_path, [key])
+            assert [n.op_type for n in alone.model.graph.node] == ["MaxPool", "QuantizeLinear", "DequantizeLinear"]
+            onnxruntime.InferenceSession(alone.model.SerializeToString()).run(None, dict(alone.inputs))
+            break
+    assert ("beside" in dict(key.values)) == (family == "resnet50")
 
 
 @pytest.mark.parametrize("family", MODEL_TYPE)
