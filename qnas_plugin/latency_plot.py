@@ -53,8 +53,8 @@ def _tested(table: LatencyTable) -> go.Figure:
 
 
 def _rows(table: LatencyTable) -> go.Figure:
-    slowest = sorted(table.rows, key=lambda row: -row.ms)[:MOST_ROWS]
-    rows = [row for row in table.rows[::-1] if row in slowest]
+    slowest = {row.key for row in sorted(table.rows, key=lambda row: -row.ms)[:MOST_ROWS]}
+    rows = [row for row in table.rows[::-1] if row.key in slowest]
     figure = go.Figure()
     figure.add_bar(
         y=[row.key for row in rows],

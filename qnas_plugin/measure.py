@@ -63,10 +63,7 @@ class Latency:
 
     def to_dict(self) -> dict[str, Any]:
         """All fields and the spread, for JSON."""
-        return asdict(self) | {
-            "round_medians": list(self.round_medians),
-            "spread": self.spread,
-        }
+        return asdict(self) | {"round_medians": list(self.round_medians), "spread": self.spread}
 
 
 def scores(model: Path, batches: Iterable[Batch], scorer: Scorer, *, threads: int) -> npt.NDArray[np.float64]:

@@ -110,8 +110,8 @@ def steady(rounds: Floats) -> tuple[Floats, Floats]:
     """
     usual = np.median(rounds, axis=1, keepdims=True)
     alike = rounds / np.median(rounds / usual, axis=0)
-    steadied = np.median(alike, axis=1)
-    return steadied, np.median(np.abs(alike / steadied[:, None] - 1), axis=1)
+    ms = np.median(alike, axis=1)
+    return ms, np.median(np.abs(alike / ms[:, None] - 1), axis=1)
 
 
 def joined(measured: Measured) -> Networks:

@@ -80,11 +80,8 @@ def main() -> None:
         replay = Replay(SPACES[space], tuple(options.objectives))
         runs = [Run(space, replay.objectives, contender, seed, options.budget) for contender in names for seed in seeds]
         execute(replay, runs, options.runs, options.processes)
-        print(table(replay, runs, options.runs))
-        charts[space] = {
-            name: traces(replay, [run for run in runs if run.contender == name], options.runs, smooth=True)
-            for name in names
-        }
+        text, charts[space] = table(replay, runs, options.runs)
+        print(text)
     options.plot.parent.mkdir(parents=True, exist_ok=True)
     options.plot.write_text(plot.render(charts), encoding="utf-8")
     print(f"Hypervolume against evaluations: {options.plot}", file=sys.stderr)
@@ -134,8 +131,8 @@ def traces(replay: Replay, runs: Sequence[Run], folder: Path, *, smooth: bool) -
     return shares / replay.best_volume
 
 
-def table(replay: Replay, runs: Sequence[Run], folder: Path, rival: str = RIVAL) -> str:
-    """A Markdown table: a row a contender, medians and quartiles over seeds."""
+def table(replay: Replay, runs: Sequence[Run], folder: Path, rival: str = RIVAL) -> tuple[str, dict[str, Floats]]:
+    """A Markdown table, a row a contender, medians and quartiles over seeds; and the traces without luck of each."""
     observed, smooth = (traces(replay, runs, folder, smooth=smooth) for smooth in (False, True))
     names = list(dict.fromkeys(run.contender for run in runs))
     of = {name: [i for i, run in enumerate(runs) if run.contender == name] for name in names}
@@ -154,7 +151,7 @@ def table(replay: Replay, runs: Sequence[Run], folder: Path, rival: str = RIVAL)
         ends = [_quartiles(smooth[of[name], n - 1], "{:.3f}") for n in (min(50, budget), budget)]
         seconds = [json.loads(runs[i].path(folder).read_text())["seconds"] for i in of[name]]
         lines.append(f"| {name} | {reach[0]} | {reach[1]} | {ends[0]} | {ends[1]} | {np.median(seconds):.0f} |")
-    return "\n".join([*lines, ""])
+    return "\n".join([*lines, ""]), {name: smooth[of[name]] for name in names}
 
 
 def _first(shares: Floats, goal: float) -> float:

@@ -50,7 +50,7 @@ def main() -> None:
             for seed in seeds
         ]
         compare.execute(replay, runs, options.runs, options.processes)
-        print(compare.table(replay, runs, options.runs, rival="linas"))
+        print(compare.table(replay, runs, options.runs, rival="linas")[0])
 
 
 def fixed(space: SearchSpace, values: Mapping[str, Value]) -> SearchSpace:
