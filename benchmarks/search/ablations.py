@@ -63,23 +63,32 @@ def predicted_by(create: Callable[[], Predictor]) -> Contender:
 
 
 class Trees:
-    """Extremely randomised trees (Geurts et al. 2006)."""
+    """Extremely randomised trees (Geurts et al. 2006).
+
+    Args:
+        count: Of the trees.
+    """
+
+    def __init__(self, count: int = 100) -> None:
+        self.count = count
 
     def fit(self, X: Any, y: Any) -> None:
         """Learns from ``(m, f)`` features and ``(m,)`` values."""
         self._scale = Scale.of(y)
-        self._model = ExtraTreesRegressor(100, max_features=0.3, random_state=0).fit(X, self._scale.down(y))
+        self._model = ExtraTreesRegressor(self.count, max_features=0.3, random_state=0).fit(X, self._scale.down(y))
 
     def predict(self, X: Any) -> Any:
         """Values ``(m,)`` for ``(m, f)`` features."""
-        return self._scale.up(self._model.predict(X))
+        # Five times faster than the forest's own predict, which checks the features and starts threads for each tree.
+        X = np.ascontiguousarray(X, np.float32)
+        return self._scale.up(np.mean([tree.tree_.predict(X)[:, 0] for tree in self._model.estimators_], axis=0))
 
 
 class MeanOfThree:
     """The mean of ridge, SVR and trees."""
 
     def __init__(self) -> None:
-        self._members: list[Predictor] = [ridge.create(), svr.create(), Trees()]
+        self._members: list[Predictor] = [ridge.create(), svr.create(), Trees(50)]
 
     def fit(self, X: Any, y: Any) -> None:
         """Learns from ``(m, f)`` features and ``(m,)`` values."""
