@@ -49,6 +49,10 @@ class UnknownNameError(UsageError, LookupError):
         super().__init__(f"unknown {kind} '{name}'; {hint}have: {', '.join(known) or 'none'}")
         self.kind, self.name, self.known = kind, name, known
 
+    def __reduce__(self) -> tuple[type[UnknownNameError], tuple[str, str, list[str]]]:
+        """As workers send it: an exception is rebuilt from its message otherwise."""
+        return UnknownNameError, (self.kind, self.name, self.known)
+
 
 class DataError(QnasError, ValueError):
     """A data set is missing, malformed, or does not fit the model."""
