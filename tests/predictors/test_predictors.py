@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import kendalltau
 
 from qnas_plugin import registry
-from qnas_plugin.predictors import Predictor, choose, features, ridge, svr
+from qnas_plugin.predictors import Predictor, choose, features, ridge
 from qnas_plugin.predictors._curve import LEAST_UNSEEN, curve
 from tests.search.test_algorithms import WIDE
 from tests.test_space import bert_base_sst2_quantized
@@ -54,14 +54,6 @@ def test_fit_gives_the_constant_when_all_values_are_equal(name: str) -> None:
     predictor = create(name)
     predictor.fit(X, np.full(20, 0.75))
     assert predictor.predict(X) == pytest.approx(np.full(20, 0.75))
-
-
-def test_predict_of_svr_is_that_of_scikit_learn() -> None:
-    X, y = sampled(60, seed=0)
-    predictor = svr.create()
-    predictor.fit(X, y)
-    expected = predictor._scale.up(predictor._model.predict(X[:7]))
-    assert predictor.predict(X[:7]) == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.filterwarnings("error")
