@@ -49,6 +49,9 @@ ALONE_SECONDS = 60
 LOOK_SECONDS = 2.0
 """How often a wait looks whether workers are still there."""
 
+SETUP_SECONDS = 60.0
+"""How long a trial waits on its worker for the workbench to be opened there."""
+
 Awaited = TypeVar("Awaited")
 _PACKAGES = ("neural-compressor", "numpy", "onnx", "onnxruntime")
 
@@ -275,6 +278,8 @@ class _Place(WorkerPlugin):  # type: ignore[misc]
     profile: HardwareProfile
     content: bytes = b""
     idempotent = True
+    settled = False
+    """Whether ``setup`` has ended; Dask shows a plugin to running trials before that."""
 
     @classmethod
     def of(cls, workbench: Workbench, profile: HardwareProfile) -> _Place:
@@ -305,10 +310,12 @@ class _Place(WorkerPlugin):  # type: ignore[misc]
         """
         self.refusal = _refusal(worker, self.versions, self.profile)
         if self.refusal is not None:
+            self.settled = True
             raise ClusterError(self.refusal)
         self.workbench: Workbench = pickle.loads(self.content)
         self.content = b""
         self.one_at_a_time = threading.Lock()
+        self.settled = True
 
     def evaluate(self, job: Job, neighbours: int, scratch: Path) -> Evaluation:
         """Evaluates on this worker's share of its machine."""
@@ -340,8 +347,10 @@ def reachable(client: Client) -> Iterator[None]:
 def _evaluate(name: str, job: Job, crowd: Mapping[str, int]) -> Evaluation:
     """A trial, on a worker; the crowd says how many workers a host has."""
     worker = get_worker()
-    place = worker.plugins.get(name)
-    if place is None:
+    place, began = worker.plugins.get(name), time.monotonic()
+    while place is not None and not place.settled and time.monotonic() - began < SETUP_SECONDS:
+        time.sleep(0.02)
+    if place is None or not place.settled:
         raise _NotPlacedError(name)
     if place.refusal is not None:
         raise ClusterError(place.refusal)

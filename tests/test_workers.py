@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import psutil
 import pytest
@@ -183,6 +185,24 @@ def test_drive_sends_the_workbench_again_when_another_search_took_it_away(client
     trials = search.run(client, 8)
     assert len(by_key(trials)) == 8
     assert all(trial.state == "complete" for trial in trials)
+
+
+@pytest.mark.parametrize("settles", [True, False])
+def test_evaluate_waits_for_a_workbench_that_is_being_opened(
+    settles: bool, profile: HardwareProfile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = workers._Place("name", {}, profile)
+    monkeypatch.setattr(workers, "get_worker", lambda: SimpleNamespace(plugins={"name": place}))
+    monkeypatch.setattr(workers, "SETUP_SECONDS", 10.0 if settles else 0.1)
+
+    def settle() -> None:
+        place.refusal = "not here"
+        place.settled = True
+
+    if settles:
+        threading.Timer(0.2, settle).start()
+    with pytest.raises(ClusterError if settles else workers._NotPlacedError):
+        workers._evaluate("name", cast("Job", None), {})
 
 
 def test_drive_stores_a_failed_trial_when_a_candidate_cannot_be_built(client: Client, search: Search) -> None:
