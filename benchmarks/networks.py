@@ -17,10 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from qnas_plugin.commands.tune import load, load_network
+from qnas_plugin.commands.tune import load
 from qnas_plugin.console import tuning
+from qnas_plugin.evaluate import Evaluator
 from qnas_plugin.objectives import Losses, hypervolume, losses, non_dominated
 from qnas_plugin.request import TuneRequest
+from qnas_plugin.space import SearchSpace
 from qnas_plugin.study import Study, stored_identity
 
 SHARES = (0.25, 0.5, 1.0)
@@ -40,14 +42,15 @@ def main() -> None:
     for request in requests.values():
         if not (request.out / "pareto.json").exists():
             tuning(request)
-    volumes({name: trials(request) for name, request in requests.items()})
-    members(requests)
+    loaded = load(next(iter(requests.values())))
+    volumes({name: trials(request, loaded.supernet.space) for name, request in requests.items()})
+    members(requests, loaded.evaluator())
 
 
-def trials(request: TuneRequest) -> Losses:
+def trials(request: TuneRequest, space: SearchSpace) -> Losses:
     """Losses ``(m, k)`` of a finished search's trials, in order."""
     storage, name = str(request.out / "study.journal"), request.out.resolve().name
-    space, identity = load_network(request).space, stored_identity(storage, name)
+    identity = stored_identity(storage, name)
     with Study.open(storage, space, request.objectives, identity=identity, name=name, write=False) as study:
         complete = [trial.metrics for trial in study.trials() if trial.state == "complete"]
     return losses(complete, request.objectives)
@@ -65,7 +68,7 @@ def volumes(points: dict[str, Losses]) -> None:
         print(f"| {name} | " + " | ".join(f"{share:.3f}" for share in shares) + " |")
 
 
-def members(requests: dict[str, TuneRequest]) -> None:
+def members(requests: dict[str, TuneRequest], evaluator: Evaluator) -> None:
     """Prints the baselines and each algorithm's recommended member, timed in turns in one run."""
     rows: dict[str, tuple[Path, dict[str, Any]]] = {}
     for name, request in requests.items():
@@ -75,8 +78,7 @@ def members(requests: dict[str, TuneRequest]) -> None:
         found = [(f"{name}: {row['name']}", row) for row in record["members"] if row["name"] == record["recommended"]]
         baselines = [] if rows else [(row["name"], row) for row in record["baselines"]]
         rows |= {title: (request.out / row["folder"] / "model.onnx", row) for title, row in [*baselines, *found]}
-    first = next(iter(requests.values()))
-    latencies = load(first).evaluator().latency([path for path, _ in rows.values()], rounds=20)
+    latencies = evaluator.latency([path for path, _ in rows.values()], rounds=20)
     ms = dict(zip(rows, (latency.median for latency in latencies), strict=True))
     print("\n| network | accuracy | latency ms | size MB | against INT8: points (p), faster, smaller | against FP32 |")
     print("|---|---|---|---|---|---|")
