@@ -89,6 +89,9 @@ def train(
         Number, _option("Share of cross-entropy in the loss; distillation has the rest.", 0.3)
     ] = None,
     teacher: Annotated[Text, _option("Fine-tuned checkpoint of the same family to distil from.")] = None,
+    augment: Annotated[
+        bool, typer.Option("--augment", help="Mirror and move images at random, by an eighth at most.")
+    ] = False,
     arithmetic: Annotated[Text, _option("auto, bf16 or fp32; auto is bf16 where the CPU has it.", "auto")] = None,
     depth: Annotated[Text, _option("Choices for the number of layers, like 3,4,5,6.", "the family's own")] = None,
     heads: Annotated[Text, _option("Choices for the heads of a layer.", "the family's own")] = None,
@@ -109,6 +112,7 @@ def train(
     "accelerate launch -m qnas_plugin" in place of "qnas".
     """
     options = {name: value for name, value in locals().items() if name not in ("config", "as_json")}
+    options["augment"] = augment or None
     for name in ("depth", "heads", "ffn", "kernel", "expand", "width"):
         options[name] = _numbers(name, options[name])
     from qnas_plugin.console import training

@@ -17,25 +17,32 @@ from qnas_plugin.space import Precision
 
 
 @dataclass(frozen=True)
-class WeightFormat:
-    """How the weights of a MatMul, Gemm or Conv become 8-bit integers.
+class Format:
+    """How a MatMul, Gemm or Conv becomes one of 8-bit integers.
 
     Args:
-        scheme: ``sym`` is INT8 around zero, ``asym`` UINT8 from the smallest to the largest value.
-        granularity: One scale for each output channel, or for all.
+        scheme: Of the weights: ``sym`` is INT8 around zero, ``asym`` UINT8 from the smallest to the largest value.
+        granularity: One scale of the weights for each output channel, or for all.
         about: For people.
+        calibration: What gives the range of the tensor that it reads, by Neural Compressor's name: all values, or
+            nearly all, so that outliers are clipped.
     """
 
     scheme: Literal["sym", "asym"]
     granularity: Literal["per_channel", "per_tensor"]
     about: str
+    calibration: Literal["minmax", "percentile", "kl"] = "minmax"
 
 
 # Neural Compressor 3.7.1 computes no asymmetric scale per channel, and ONNX Runtime 1.31 runs no such Conv.
-FORMATS: Mapping[str, WeightFormat] = {
-    "int8": WeightFormat("sym", "per_channel", "symmetric INT8 weights, a scale for each output channel"),
-    "int8-asym": WeightFormat("asym", "per_tensor", "asymmetric UINT8 weights, one scale"),
-    "int8-per-tensor": WeightFormat("sym", "per_tensor", "symmetric INT8 weights, one scale"),
+FORMATS: Mapping[str, Format] = {
+    "int8": Format("sym", "per_channel", "symmetric INT8 weights, a scale for each output channel"),
+    "int8-asym": Format("asym", "per_tensor", "asymmetric UINT8 weights, one scale"),
+    "int8-per-tensor": Format("sym", "per_tensor", "symmetric INT8 weights, one scale"),
+    "int8-percentile": Format(
+        "sym", "per_channel", "like int8, without the outermost 0.001 % of what the layer reads", "percentile"
+    ),
+    "int8-kl": Format("sym", "per_channel", "like int8, what the layer reads clipped by relative entropy", "kl"),
 }
 """What a group can be beside ``fp32``. Tables (Gather) are asymmetric with one scale in each of them."""
 

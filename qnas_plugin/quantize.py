@@ -2,8 +2,11 @@
 
 Weights become INT8, symmetric, one scale per output channel, unless the policy names another format; embedding tables
 UINT8, asymmetric, one scale; activations UINT8, asymmetric, one scale from their minimum and maximum over the
-calibration data; biases of Conv and Gemm INT32. Ranges depend on the FP32 model alone: it is calibrated once, and any
-number of policies is emitted then.
+calibration data, unless the policy names another calibration; biases of Conv and Gemm INT32. Ranges depend on the FP32
+model alone: it is calibrated once, and any number of policies is emitted then.
+
+A tensor has one range: that of the INT8 layers that read it, of which one that clips prevails, and what no INT8 layer
+reads that of the Conv that writes it.
 
 The graphs are those of ``neural_compressor.quantization.fit`` under the same settings, except that what a table gives
 has the range of the whole table, nodes that stay FP32 read FP32 tensors (``_restore_fp32_inputs``), and the scales of a
@@ -33,6 +36,7 @@ from qnas_plugin.tasks import Batch
 with warnings.catch_warnings():  # 3.7.1 imports pkg_resources, which warns
     warnings.simplefilter("ignore")
     from neural_compressor.adaptor.ox_utils.calibration import ONNXRTAugment
+    from neural_compressor.adaptor.ox_utils.calibrator import CALIBRATOR
     from neural_compressor.model.onnx_model import ONNXModel
 
 Policy = Mapping[str, str]
@@ -42,7 +46,7 @@ Groups = Mapping[str, tuple[str, ...]]
 """Precision group to the names of its nodes in the FP32 graph: MatMul, Gemm, Conv, or Gather, with a stored weight."""
 
 Ranges = Mapping[str, tuple[float, float]]
-"""Tensor name to its smallest and largest value over the calibration data."""
+"""Tensor name to the smallest and largest of its values over the calibration data, or of those that are kept."""
 
 _DTYPES = {"sym": onnx.TensorProto.INT8, "asym": onnx.TensorProto.UINT8}
 _TABLE = {"dtype": onnx.TensorProto.UINT8, "scheme": "asym", "granularity": "per_tensor", "algorithm": "minmax"}
@@ -50,7 +54,12 @@ _ACTIVATION = _TABLE | {"quant_mode": "static"}
 
 
 def calibrate(
-    model: onnx.ModelProto | Outline, groups: Groups, batches: Sequence[Batch], *, threads: int = 1
+    model: onnx.ModelProto | Outline,
+    groups: Groups,
+    batches: Sequence[Batch],
+    *,
+    algorithms: Sequence[str] = (),
+    threads: int = 1,
 ) -> Calibrated:
     """Runs an FP32 model over the calibration data and keeps the range of every tensor that may be quantized.
 
@@ -58,6 +67,7 @@ def calibrate(
         model: The FP32 model, not changed.
         groups: All that may be quantized in it; whatever is in no group stays FP32.
         batches: Calibration data, of any batch sizes and sequence lengths.
+        algorithms: What gives ranges beside ``minmax``, as far as policies need it.
         threads: Threads of the run; 0 lets ONNX Runtime take all cores. The ranges don't depend on them.
 
     Raises:
@@ -65,14 +75,28 @@ def calibrate(
             activation is not finite.
     """
     outline = Outline.of(model)
-    nodes = _nodes(outline.model, groups)
+    calibrated = Calibrated(outline, groups, observe(outline, groups, batches, threads=threads))
+    for name in algorithms:
+        calibrated.clipped[name] = observe(outline, groups, batches, algorithm=name, threads=threads)
+    return calibrated
+
+
+def observe(
+    model: Outline, groups: Groups, batches: Sequence[Batch], *, algorithm: str = "minmax", threads: int = 1
+) -> Ranges:
+    """The range of every tensor that may be quantized, by one algorithm; see ``calibrate``.
+
+    Those other than ``minmax`` need finite activations, and several times as long.
+    """
+    nodes = _nodes(model.model, groups)
     if not batches:
         raise QuantizationError("there are no calibration batches; give at least one example")
     tables = {node.output[0]: node.input[0] for node in nodes if node.op_type == "Gather"}
     tensors = [name for name in _activations(nodes) if name not in tables]
     ranges: dict[str, tuple[float, float]] = {}
+    histograms = {name: CALIBRATOR[algorithm]() for name in tensors} if algorithm != "minmax" else {}
     # Without optimization as fit does it, to the last bit.
-    with outline.running(threads=threads, outputs=tensors, optimized=False) as session:
+    with model.running(threads=threads, outputs=tensors, optimized=False) as session:
         inputs = [value.name for value in session.get_inputs()]
         for batch in batches:
             missing = [name for name in inputs if name not in batch.inputs]
@@ -82,12 +106,18 @@ def calibrate(
                 )
             values = session.run(tensors, {name: batch.inputs[name] for name in inputs})
             for name, value in zip(tensors, values, strict=False):  # no tensors means all outputs to ONNX Runtime
+                if histograms:
+                    histograms[name].collect(value)
+                    continue
                 low, high = ranges.get(name, (math.inf, -math.inf))
                 ranges[name] = float(np.minimum(low, value.min())), float(np.maximum(high, value.max()))  # keeps NaN
+    for name, histogram in histograms.items():
+        low, high = histogram.calib_range
+        ranges[name] = float(low), float(high)
     for name, table in tables.items():  # any row may be asked for later, and equal scales cost no second rounding
-        values = outline.weights[table]
+        values = model.weights[table]
         ranges[name] = float(values.min()), float(values.max())
-    return Calibrated(outline, groups, ranges)
+    return ranges
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,6 +131,7 @@ class Calibrated:
         model: The FP32 model; must not be changed afterwards.
         groups: All that may be quantized in it.
         ranges: What each MatMul, Gemm and Conv of a group reads, and what each Conv and Gather writes.
+        clipped: Ranges by other algorithms than minimum and maximum, for the policies that name them; may be added to.
         quantized: Where quantized weights are kept. Models in which weights of one name and shape are equal, as in the
             subnets of a supernet, may share it.
 
@@ -111,6 +142,7 @@ class Calibrated:
     model: onnx.ModelProto | Outline
     groups: Groups
     ranges: Ranges
+    clipped: dict[str, Ranges] = field(default_factory=dict, repr=False)
     quantized: Quantized = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -150,15 +182,47 @@ class Calibrated:
             if node.name in int8
         }
         wrapped = ONNXModel(quantized)
-        scales = ONNXRTAugment(wrapped, None, [], reduce_range=REDUCE_RANGE).dump_calibration(config, self.ranges)
+        ranges = self._ranges({name: formats[name] for name in int8})
+        scales = ONNXRTAugment(wrapped, None, [], reduce_range=REDUCE_RANGE).dump_calibration(config, ranges)
         quantizer = CachedQuantizer(wrapped, config, scales, self._fp32.weights, self.quantized)
         quantizer.quantize_model()
         wrapped.topological_sort()
         _restore_fp32_inputs(quantized.graph, int8, {name for names in self.groups.values() for name in names} - int8)
         verify(quantized, self.groups, policy)
+        self._check_scales(quantized, int8, scales)
         stored = {initializer.name for initializer in quantized.graph.initializer}
         weights = {**self._fp32.weights, **quantizer.int8}
         return Outline(quantized, {name: array for name, array in weights.items() if name in stored})
+
+    def _ranges(self, formats: Mapping[str, str]) -> Ranges:
+        """The range of each tensor under the formats of the INT8 nodes."""
+        asked: dict[str, list[str]] = {}
+        nodes = [node for node in self._fp32.model.graph.node if node.name in formats and node.op_type != "Gather"]
+        for node in nodes:
+            asked.setdefault(node.input[0], []).append(FORMATS[formats[node.name]].calibration)
+        for node in nodes:
+            if node.op_type not in FP32_OUTPUT:
+                asked.setdefault(node.output[0], [FORMATS[formats[node.name]].calibration])
+        ranges = dict(self.ranges)
+        for name, algorithms in asked.items():
+            algorithm = next((other for other in algorithms if other != "minmax"), None)
+            if algorithm is None:
+                continue
+            if algorithm not in self.clipped:
+                raise QuantizationError(f"there are no ranges by '{algorithm}'; calibrate with this algorithm too")
+            ranges[name] = self.clipped[algorithm][name]
+        return ranges
+
+    def _check_scales(self, quantized: onnx.ModelProto, int8: set[str], scales: Mapping[str, Any]) -> None:
+        """Checks that each INT8 node reads its tensor at the scale that the tensor's range gives."""
+        made_by = {output: node for node in quantized.graph.node for output in node.output}
+        stored = {initializer.name: initializer for initializer in quantized.graph.initializer}
+        sources = {f"{node.name}_quant": node.input[0] for node in self._fp32.model.graph.node if node.name in int8}
+        for node in quantized.graph.node:
+            if node.name in sources and node.op_type != "Gather":
+                scale = onnx.numpy_helper.to_array(stored[made_by[node.input[0]].input[1]])
+                if scale != scales[sources[node.name]][1]:
+                    raise QuantizationError(f"'{node.name}' reads another scale than its calibration gives")
 
     @cached_property
     def _fp32(self) -> Outline:

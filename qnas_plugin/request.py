@@ -106,6 +106,7 @@ class TrainRequest(Request):
     shrinking: float = Field(0.0, ge=0, le=1)
     task_weight: float = Field(0.3, ge=0, le=1)
     teacher: str | None = None
+    augment: bool = False
     arithmetic: Literal["auto", "bf16", "fp32"] = "auto"
 
 

@@ -27,8 +27,9 @@ from qnas_plugin.hardware import RuntimeSetting
 from qnas_plugin.materialize import Graph, subnet
 from qnas_plugin.metrics import REFERENCE, Scorer, standard_error
 from qnas_plugin.outline import Outline
-from qnas_plugin.quantize import Calibrated, calibrate
-from qnas_plugin.space import Candidate
+from qnas_plugin.precision import FORMATS
+from qnas_plugin.quantize import Calibrated, Groups, Policy, Ranges, observe
+from qnas_plugin.space import Candidate, Precision
 from qnas_plugin.study import Evaluation
 from qnas_plugin.supernets import Cut
 from qnas_plugin.tasks import Batch, Inputs
@@ -109,8 +110,9 @@ class Workbench:
             CandidateError: It cannot be built, or its policy did not land.
         """
         seconds = {} if seconds is None else seconds
-        calibrated = self._calibrated(job, seconds, threads)
-        policy = {group: str(job.candidate[f"precision.{group}"]) for group in calibrated.groups}
+        groups = {group: nodes for group, nodes in self.graph.groups.items() if f"precision.{group}" in job.candidate}
+        policy = {group: str(job.candidate[f"precision.{group}"]) for group in groups}
+        calibrated = self._calibrated(job.cut, groups, policy, seconds, threads)
         with _stage("quantize", seconds):
             outline = calibrated.outline(policy)
             self._bound()
@@ -155,29 +157,40 @@ class Workbench:
         latency = measure.latency([model], self.timing_inputs, self.setting, rounds=3)[0]
         return latency.median, latency.spread * latency.median
 
-    def _calibrated(self, job: Job, seconds: dict[str, float], threads: int) -> Calibrated:
-        groups = {group: nodes for group, nodes in self.graph.groups.items() if f"precision.{group}" in job.candidate}
-        cut = (job.cut.skipped, sorted(job.cut.widths.items()), sorted(job.cut.kernels.items()), sorted(groups))
-        name = hashlib.sha256(repr((self._source, cut)).encode()).hexdigest()
-        if name in self._kept:
-            self._kept.move_to_end(name)
-            return self._kept[name]
-        statistics = None
-        if batch_norm.needed(self.graph, job.cut):
-            with _stage("statistics", seconds):
-                statistics = batch_norm.estimate(self.graph, job.cut, self.calibration)
-        with _stage("slice", seconds):
-            model = subnet(self.graph, job.cut, statistics)
-        with _stage("calibrate", seconds):
-            known = ranges.load(name)
-            found = calibrate(model, groups, self.calibration, threads=threads).ranges if known is None else known
-            if known is None:
-                ranges.store(name, found)
-        # Statistics of its own make the weights of a subnet differ from those of others.
-        self._kept[name] = Calibrated(model, groups, found, self._quantized if statistics is None else {})
+    def _calibrated(
+        self, cut: Cut, groups: Groups, policy: Policy, seconds: dict[str, float], threads: int
+    ) -> Calibrated:
+        """A subnet with the ranges that a policy needs."""
+        known = (cut.skipped, sorted(cut.widths.items()), sorted(cut.kernels.items()), sorted(groups))
+        name = hashlib.sha256(repr((self._source, known)).encode()).hexdigest()
+
+        def found(model: Outline, key: str, algorithm: str) -> Ranges:
+            with _stage("calibrate", seconds):
+                kept = ranges.load(key)
+                if kept is not None:
+                    return kept
+                new = observe(model, groups, self.calibration, algorithm=algorithm, threads=threads)
+                ranges.store(key, new)
+                return new
+
+        if name not in self._kept:
+            statistics = None
+            if batch_norm.needed(self.graph, cut):
+                with _stage("statistics", seconds):
+                    statistics = batch_norm.estimate(self.graph, cut, self.calibration)
+            with _stage("slice", seconds):
+                model = subnet(self.graph, cut, statistics)
+            # Statistics of its own make the weights of a subnet differ from those of others.
+            quantized = self._quantized if statistics is None else {}
+            self._kept[name] = Calibrated(model, groups, found(model, name, "minmax"), quantized=quantized)
+        self._kept.move_to_end(name)
         while len(self._kept) > CALIBRATED_KEPT:
             self._kept.popitem(last=False)
-        return self._kept[name]
+        calibrated = self._kept[name]
+        formats = {FORMATS[choice].calibration for choice in policy.values() if choice != Precision.FP32}
+        for algorithm in sorted(formats - {"minmax"} - calibrated.clipped.keys()):
+            calibrated.clipped[algorithm] = found(Outline.of(calibrated.model), f"{name}-{algorithm}", algorithm)
+        return calibrated
 
     def _bound(self) -> None:
         """Forgets the oldest quantized weights beyond the size of the whole supernet's, in FP32, over ``SHARE``."""

@@ -14,7 +14,7 @@ import pytest
 
 from qnas_plugin import ranges, workbench
 from qnas_plugin.evaluate import Evaluator
-from qnas_plugin.quantize import Calibrated
+from qnas_plugin.quantize import Ranges
 from qnas_plugin.space import Precision
 from tests.test_evaluate import make
 
@@ -138,7 +138,7 @@ def test_build_gives_the_same_bytes_with_ranges_of_another_process(
     def never(*arguments: object, **options: object) -> None:
         raise AssertionError
 
-    monkeypatch.setattr(workbench, "calibrate", never)
+    monkeypatch.setattr(workbench, "observe", never)
     assert second.build(candidate) == built
     with pytest.raises(AssertionError):
         second.build(first.supernet.space.corner("smallest", Precision.INT8))
@@ -150,13 +150,13 @@ def test_build_calibrates_again_when_a_weight_or_the_data_differ(
     candidate = fresh().supernet.space.corner("largest", Precision.INT8)
     fresh().build(candidate)
     calls: list[int] = []
-    calibrate = workbench.calibrate
+    observe = workbench.observe
 
-    def counted(*arguments: Any, **options: Any) -> Calibrated:
+    def counted(*arguments: Any, **options: Any) -> Ranges:
         calls.append(1)
-        return calibrate(*arguments, **options)
+        return observe(*arguments, **options)
 
-    monkeypatch.setattr(workbench, "calibrate", counted)
+    monkeypatch.setattr(workbench, "observe", counted)
     fresh().build(candidate)
     assert len(calls) == 0
     other = fresh()

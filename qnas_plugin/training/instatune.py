@@ -26,12 +26,14 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from qnas_plugin.errors import CheckpointError, OutputError
+from qnas_plugin.errors import CheckpointError, OutputError, UsageError
 from qnas_plugin.space import Precision
 from qnas_plugin.supernets import Cut, Supernet
 from qnas_plugin.tasks import Batch, Dataset, Examples, OnAccess, Processor
 
 RESUME_FILE = "training.pt"
+IMAGES = "pixel_values"
+"""The input that images are, by the name that Hugging Face's models have for it."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class Settings:
         shrinking: The share of all steps over which choices become allowed, from the largest to the smallest; 0 allows
             all from the start.
         task_weight: The share a of cross-entropy in the loss; distillation has the rest.
+        augment: Whether each image is mirrored at random and moved by up to an eighth of its size, anew in each step.
         bfloat16: Whether matrix products run in bfloat16.
         seed: Of the data order, the subnets and dropout.
     """
@@ -60,6 +63,7 @@ class Settings:
     subnets: Literal["none", "random", "sandwich"] = "random"
     shrinking: float = 0.0
     task_weight: float = 0.3
+    augment: bool = False
     bfloat16: bool = False
     seed: int = 0
 
@@ -96,9 +100,13 @@ def train(
     Raises:
         CheckpointError: ``out`` holds the state of another training.
         OutputError: The state cannot be written.
+        UsageError: Images are to be augmented, and the model takes none.
     """
     from accelerate import Accelerator, DistributedDataParallelKwargs
 
+    inputs = processor.batches(dataset.train.inputs[:1], 1)[0].inputs
+    if settings.augment and IMAGES not in inputs:
+        raise UsageError(f"there are no images to augment in {', '.join(inputs)}; leave out --augment")
     accelerator = Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
     steps_an_epoch = -(-len(dataset.train) // (settings.batch_size * accelerator.num_processes))
     total = steps_an_epoch * settings.epochs
@@ -223,6 +231,8 @@ def _step(
     """Adds the gradients of one batch to the whole supernet and some subnets; the loss of the whole supernet."""
     model.train()
     inputs = _tensors(batch, accelerator.device)
+    if settings.augment:
+        inputs[IMAGES] = _augmented(inputs[IMAGES])
     labels = torch.as_tensor(all_labels[batch.positions], device=accelerator.device)
     a = 1.0 if settings.subnets == "none" and teacher is None else settings.task_weight
     target = None
@@ -315,7 +325,26 @@ def _shuffled(
 
 
 def _tensors(batch: Batch, device: torch.device) -> dict[str, torch.Tensor]:
-    return {name: torch.as_tensor(array, device=device) for name, array in batch.inputs.items()}
+    """Inputs of the model; images have their channels last: convolutions on CPUs are 1.3 times as fast or more so."""
+    tensors = {name: torch.as_tensor(array, device=device) for name, array in batch.inputs.items()}
+    return {
+        name: tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
+        for name, tensor in tensors.items()
+    }
+
+
+def _augmented(images: torch.Tensor) -> torch.Tensor:
+    """Images ``(n, c, h, w)``, half of them mirrored, moved by up to an eighth; what moves in is a reflection."""
+    count, _, height, width = images.shape
+    down, right = height // 8, width // 8
+    mirrored = torch.rand(count, device=images.device) < 0.5
+    images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
+    padded = nn.functional.pad(images, (right, right, down, down), mode="reflect")
+    tops, lefts = (torch.randint(2 * most + 1, (count,)).tolist() for most in (down, right))
+    moved = [
+        image[:, top : top + height, left : left + width] for image, top, left in zip(padded, tops, lefts, strict=True)
+    ]
+    return torch.stack(moved).contiguous(memory_format=torch.channels_last)
 
 
 def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 
 from qnas_plugin import registry
 from qnas_plugin.cli import main
 from qnas_plugin.tasks import Dataset, SplitSizes
+from tests.sessions import session
 
 SEARCH = (
     "--trials",
@@ -46,9 +46,8 @@ class Case:
     def accuracy(self, model: onnx.ModelProto) -> float:
         """On the search part."""
         part = self.dataset.search
-        session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
         images = np.stack([example["pixel_values"] for example in part.inputs])
-        return float((session.run(None, {"pixel_values": images})[0].argmax(-1) == part.labels).mean())
+        return float((session(model).run(None, {"pixel_values": images})[0].argmax(-1) == part.labels).mean())
 
 
 @pytest.fixture(scope="session")
@@ -66,8 +65,7 @@ def case(vit_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Case
         ViTForImageClassification.from_pretrained(vit_checkpoint).eval(), {"pixel_values": images[:2]}
     )
     onnx.save(model, folder / "digits.onnx")
-    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    labels = session.run(None, {"pixel_values": images})[0].argmax(-1)
+    labels = session(model).run(None, {"pixel_values": images})[0].argmax(-1)
     np.savez(folder / "digits.npz", pixel_values=images, labels=labels)
     return Case(folder / "digits.onnx", folder / "digits.npz", write_profile(describe(detect(), "here"), folder))
 

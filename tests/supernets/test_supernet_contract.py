@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
@@ -24,6 +23,7 @@ from qnas_plugin.supernets import Elastic, Supernet, check_labels
 from qnas_plugin.supernets._beit3_model import Beit3ForImageClassification, Beit3ForVisualQuestionAnswering
 from qnas_plugin.supernets._cnn_layers import ElasticConv, ElasticNorm
 from qnas_plugin.tasks import Batch, Inputs
+from tests.sessions import session
 from tests.supernets import tiny_cnn
 
 PIXELS = np.random.default_rng(0).normal(size=(3, 1, 8, 8)).astype(np.float32)
@@ -105,8 +105,8 @@ def run(supernet: Supernet, family: str) -> np.ndarray:
 
 
 def logits(model: bytes, inputs: Inputs) -> np.ndarray:
-    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
-    return np.asarray(session.run(["logits"], {node.name: inputs[node.name] for node in session.get_inputs()})[0])
+    opened = session(model)
+    return np.asarray(opened.run(["logits"], {node.name: inputs[node.name] for node in opened.get_inputs()})[0])
 
 
 def sampled(supernet: Supernet, count: int) -> list[Candidate]:

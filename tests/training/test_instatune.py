@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from qnas_plugin import registry
-from qnas_plugin.errors import CheckpointError
+from qnas_plugin.errors import CheckpointError, UsageError
 from qnas_plugin.space import Precision
 from qnas_plugin.supernets import Elastic, Supernet
 from qnas_plugin.tasks import Dataset, Processor, SplitSizes
-from qnas_plugin.training.instatune import RESUME_FILE, Settings, Step, _subnets, accuracy, finish, train
+from qnas_plugin.training.instatune import RESUME_FILE, Settings, Step, _augmented, _subnets, accuracy, finish, train
 from tests.supernets import tiny_cnn
 
 SETTINGS = Settings(epochs=2, batch_size=16, learning_rate=1e-3, subnets="sandwich")
@@ -149,6 +149,43 @@ def test_train_teaches_a_convolutional_supernet(tiny_cnn_checkpoint: Path, tmp_p
     assert own > accuracy(supernet, smallest, images.report, encode)
     for name, tensor in weights(supernet).items():
         torch.testing.assert_close(tensor, state[name], rtol=0, atol=0, msg=name)
+
+
+def test_augmented_images_are_mirrored_and_moved_by_an_eighth_at_most() -> None:
+    torch.manual_seed(0)
+    image = torch.arange(2.0 * 16 * 24).view(2, 16, 24)
+    wide = [torch.nn.functional.pad(own, (3, 3, 2, 2), mode="reflect") for own in (image, image.flip(-1))]
+    moved = [
+        own[:, top : top + 16, left : left + 24]
+        for own in wide
+        for top in range(2 * 2 + 1)
+        for left in range(2 * 3 + 1)
+    ]
+    found = [
+        next(i for i, expected in enumerate(moved) if torch.equal(expected, own))
+        for own in _augmented(image.repeat(2000, 1, 1, 1))
+    ]
+    counts = np.bincount(found, minlength=len(moved))
+    assert counts.min() > 0  # of 70, each expected 29 times
+    assert sum(counts[:35]) == pytest.approx(1000, abs=100)
+
+
+def test_train_augments_images_the_same_way_each_time_and_no_texts(
+    supernet: Supernet, dataset: Dataset, processor: Processor, tiny_cnn_checkpoint: Path, tmp_path: Path
+) -> None:
+    images: Dataset = registry.load("tasks", "image_classification").load(
+        "digits", sizes=SplitSizes(calibration=128, search=1400, report=200)
+    )
+    encode: Processor = registry.load("tasks", "image_classification").processor(str(tiny_cnn_checkpoint))
+    found = []
+    for augment in (True, True, False):
+        cnn: Supernet = tiny_cnn.load(str(tiny_cnn_checkpoint))
+        train(cnn, images, encode, Settings(epochs=1, augment=augment), tmp_path / "images", save_every_s=1e9)
+        found.append(weights(cnn)["classifier.weight"])
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
+    assert not torch.allclose(found[0], found[2])
+    with pytest.raises(UsageError, match="no images to augment in input_ids"):
+        train(supernet, dataset, processor, Settings(augment=True), tmp_path / "texts")
 
 
 def test_subnets_shrink_step_by_step(supernet: Supernet) -> None:

@@ -1,0 +1,22 @@
+"""ONNX Runtime without this package's own session, as another client has it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import onnxruntime as ort
+
+from qnas_plugin.timing import EXACT_INT8
+
+
+def session(model: onnx.ModelProto | bytes | Path, *, optimize: bool = True) -> ort.InferenceSession:
+    """One that gives the same on every CPU: without VNNI, INT8 products overflow by default."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.add_session_config_entry(*EXACT_INT8)
+    if not optimize:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    content = model.SerializeToString() if isinstance(model, onnx.ModelProto) else model
+    source = str(content) if isinstance(content, Path) else content
+    return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
