@@ -11,15 +11,16 @@ from qnas_plugin.errors import MaterializeError
 from qnas_plugin.evaluate import Evaluator
 from qnas_plugin.hardware import RuntimeSetting
 from qnas_plugin.metrics import Scorer
+from qnas_plugin.precision import Precisions
 from qnas_plugin.space import Precision
 from qnas_plugin.supernets import Elastic
 from qnas_plugin.tasks import SplitSizes
 
 
-def make(family: str, checkpoint: Path, data: str) -> Evaluator:
+def make(family: str, checkpoint: Path, data: str, precisions: Precisions | None = None) -> Evaluator:
     task = registry.load("tasks", "text_classification" if family == "bert" else "image_classification")
     elastic = Elastic((2, 3, 4), (1, 2, 4), (16, 32, 48))
-    supernet = registry.load("supernets", family).load(str(checkpoint), elastic=elastic)
+    supernet = registry.load("supernets", family).load(str(checkpoint), elastic=elastic, precisions=precisions)
     dataset = task.load(data, sizes=SplitSizes(calibration=16, search=60))
     setting = RuntimeSetting(sequence_length=16 if family == "bert" else None)
     return Evaluator(supernet, dataset, task.processor(str(checkpoint)), setting)

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from qnas_plugin import ranges, workbench
 from qnas_plugin.evaluate import Evaluator
+from qnas_plugin.precision import Precisions
 from qnas_plugin.quantize import Ranges
 from qnas_plugin.space import Precision
 from tests.test_evaluate import make
@@ -168,3 +170,35 @@ def test_build_calibrates_again_when_a_weight_or_the_data_differ(
     other.workbench.calibration[0].inputs["input_ids"][0, 0] += 1
     other.build(candidate)
     assert len(calls) == 2
+
+
+def test_build_finds_clipped_ranges_when_a_policy_asks_for_them(
+    bert_checkpoint: Path, sentences: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    observe = workbench.observe
+
+    def counted(*arguments: Any, **options: Any) -> Ranges:
+        asked.append(options["algorithm"])
+        return observe(*arguments, **options)
+
+    monkeypatch.setattr(workbench, "observe", counted)
+    choices = ("int8", "int8-percentile", "int8-kl", "fp32")
+
+    def build(**precisions: str) -> onnx.ModelProto:
+        evaluator = make("bert", bert_checkpoint, str(sentences), Precisions(choices))
+        space = evaluator.supernet.space
+        largest = space.corner("largest", Precision.INT8)
+        values = {name: precisions.get(name.rpartition(".")[2], value) for name, value in largest.items()}
+        return evaluator.build(space.candidate(values))
+
+    plain = build()
+    assert asked == ["minmax"]
+    clipped = build(classifier="int8-percentile")
+    assert asked == ["minmax", "percentile"]
+    assert clipped != plain
+    assert build(classifier="int8-percentile") == clipped
+    assert asked == ["minmax", "percentile"]
+    build(classifier="int8-percentile", pooler="int8-kl")
+    assert asked == ["minmax", "percentile", "kl"]
+    assert len(list(folder.iterdir())) == 3
