@@ -16,7 +16,8 @@ from qnas_plugin import timing
 from qnas_plugin._quantizer import WEIGHT_INPUT
 from qnas_plugin.decompose import Decomposition, Key
 from qnas_plugin.materialize import Graph, materialize, module_path
-from qnas_plugin.quantize import Calibrated, Ranges
+from qnas_plugin.precision import FORMATS
+from qnas_plugin.quantize import Calibrated, Groups, Ranges
 from qnas_plugin.space import Candidate
 from qnas_plugin.supernets import Part, Supernet
 from qnas_plugin.tasks import Inputs
@@ -48,7 +49,7 @@ def build(graph: Graph, supernet: Supernet, candidate: Candidate) -> onnx.ModelP
     model = materialize(graph, supernet.cut(candidate))
     groups = {group: nodes for group, nodes in graph.groups.items() if f"precision.{group}" in candidate}
     policy = {group: str(candidate[f"precision.{group}"]) for group in groups}
-    return Calibrated(model, groups, ranges(model)).emit(policy)
+    return _uncalibrated(model, groups).emit(policy)
 
 
 def isolate(
@@ -99,7 +100,7 @@ def isolate(
                 if nodes[0] in names
             }
             groups = {group: graph.groups[group] for group in policy}
-            whole = Calibrated(own, groups, ranges(own)).emit(policy)
+            whole = _uncalibrated(own, groups).emit(policy)
             yield _alone(key, whole, {name: values[name] for name in needed}, number)
 
 
@@ -116,6 +117,11 @@ def ranges(model: onnx.ModelProto) -> Ranges:
             table = numpy_helper.to_array(stored[node.input[0]])
             found[node.output[0]] = float(table.min()), float(table.max())
     return found
+
+
+def _uncalibrated(model: onnx.ModelProto, groups: Groups) -> Calibrated:
+    found = ranges(model)
+    return Calibrated(model, groups, found, {format.calibration: found for format in FORMATS.values()})
 
 
 def _owner(node: onnx.NodeProto, parts: Sequence[Part]) -> Part:

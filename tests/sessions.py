@@ -10,11 +10,17 @@ import onnxruntime as ort
 from qnas_plugin.timing import EXACT_INT8
 
 
-def session(model: onnx.ModelProto | bytes | Path, *, optimize: bool = True) -> ort.InferenceSession:
-    """One that gives the same on every CPU: without VNNI, INT8 products overflow by default."""
+def exact() -> ort.SessionOptions:
+    """Options with which a model gives the same on every CPU: without VNNI, INT8 products overflow by default."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     options.add_session_config_entry(*EXACT_INT8)
+    return options
+
+
+def session(model: onnx.ModelProto | bytes | Path, *, optimize: bool = True) -> ort.InferenceSession:
+    """One that gives the same on every CPU."""
+    options = exact()
     if not optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     content = model.SerializeToString() if isinstance(model, onnx.ModelProto) else model

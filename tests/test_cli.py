@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from qnas_plugin.cli import main
+from tests.sessions import exact
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +108,7 @@ def test_members_load_in_optimum_and_predict_the_same(tuned: Path, sentences: Pa
     texts, labels = zip(*(line.split("\t") for line in lines), strict=True)
     for row in record["members"]:
         folder = tuned / row["folder"]
-        model = ORTModelForSequenceClassification.from_pretrained(folder)
+        model = ORTModelForSequenceClassification.from_pretrained(folder, session_options=exact())
         tokens = AutoTokenizer.from_pretrained(folder)(list(texts), padding=True, return_tensors="pt")
         classes = model(**tokens).logits.argmax(-1).numpy()
         assert np.mean(classes == np.array(labels, dtype=int)) == pytest.approx(row["report"]["accuracy"])
@@ -166,7 +167,7 @@ def test_tune_takes_one_onnx_model(
     assert not any("classifier" in name for name in fp32["candidate"])
     for row in record["members"]:
         folder = tmp_path / "out" / row["folder"]
-        model = ORTModelForSequenceClassification.from_pretrained(folder)
+        model = ORTModelForSequenceClassification.from_pretrained(folder, session_options=exact())
         tokens = AutoTokenizer.from_pretrained(folder)(["good film", "bad plot"], return_tensors="pt")
         assert model(**tokens).logits.shape == (2, 2)
     row = record["members"][0]
