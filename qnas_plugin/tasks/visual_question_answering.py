@@ -88,12 +88,16 @@ class QuestionProcessor:
     images: ImageProcessor
 
     def batches(self, inputs: Sequence[Question], batch_size: int) -> Sequence[Batch]:
-        """Questions by their number of tokens, each batch padded to its longest; images are encoded at each access.
+        """Questions in chunks of their order, each batch padded to its longest; encoded at each access.
+
+        Not by length as texts are: questions of one length are of one kind, and a network that learns from such batches
+        in turns learns nothing of images.
 
         ``pixel_values`` ``(b, c, h, w)``, ``input_ids`` and ``attention_mask`` ``(b, length)``.
         """
-        texts = self.text.batches([question.text for question in inputs], batch_size)
-        return OnAccess(texts, partial(self._with_images, inputs))
+        positions = np.arange(len(inputs), dtype=np.int64)
+        chunks = np.split(positions, range(batch_size, len(inputs), batch_size)) if len(inputs) else []
+        return OnAccess(chunks, partial(self._batch, inputs))
 
     def timing_inputs(self, batch_size: int, sequence_length: int | None, examples: Sequence[Question] = ()) -> Inputs:
         """Noise for images, and full questions ``(batch_size, sequence_length)`` of ordinary tokens.
@@ -110,9 +114,11 @@ class QuestionProcessor:
         self.text.save(folder)
         self.images.save(folder)
 
-    def _with_images(self, questions: Sequence[Question], texts: Batch) -> Batch:
-        pixels = self.images.pixel_values([decode(questions[i].image) for i in texts.positions])
-        return Batch(self._joined({"pixel_values": pixels}, texts.inputs), texts.positions)
+    def _batch(self, inputs: Sequence[Question], chunk: npt.NDArray[np.int64]) -> Batch:
+        (texts,) = self.text.batches([inputs[i].text for i in chunk], len(chunk))
+        positions = chunk[texts.positions]
+        pixels = self.images.pixel_values([decode(inputs[i].image) for i in positions])
+        return Batch(self._joined({"pixel_values": pixels}, texts.inputs), positions)
 
     @staticmethod
     def _joined(images: Inputs, words: Inputs) -> Inputs:
