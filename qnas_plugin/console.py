@@ -63,7 +63,7 @@ def training(request: TrainRequest) -> dict[str, Any] | None:
 def tuning(request: TuneRequest) -> Result:
     """Searches, with a bar of trials, and ends with one table and one sentence."""
     from qnas_plugin.commands.tune import tune
-    from qnas_plugin.hardware import detect
+    from qnas_plugin.timing import int8_overflows
 
     with _bar("{task.fields[best]}") as bar:
         task = bar.add_task("Searching", total=request.trials, best="", visible=False)
@@ -80,7 +80,7 @@ def tuning(request: TuneRequest) -> Result:
     console.print(_table(result))
     for sentence in _latency_notes(result.record["latency"]):
         console.print(f"[yellow]{sentence}[/yellow]")
-    if detect().int8_overflows:
+    if int8_overflows():
         console.print(
             "[yellow]This CPU has no VNNI: run INT8 models here with the session option session.x64quantprecision=1 "
             "of ONNX Runtime, as they were measured; without it sums overflow and accuracy is lost.[/yellow]"

@@ -73,11 +73,6 @@ class Machine:
     memory_gb: float
     virtual: bool
 
-    @property
-    def int8_overflows(self) -> bool:
-        """Whether ONNX Runtime's INT8 products overflow here unless a session asks for exact ones: x86 without VNNI."""
-        return "avx2" in self.isa and {"avx512_vnni", "avx_vnni", "amx_int8"}.isdisjoint(self.isa)
-
     def __str__(self) -> str:
         return (
             f"'{self.brand}' ({self.vendor_id}, family {self.family}, model {self.model}, stepping {self.stepping}, "

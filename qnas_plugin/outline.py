@@ -16,7 +16,7 @@ import onnx
 import onnxruntime as ort
 from onnx import numpy_helper
 
-from qnas_plugin.timing import EXACT_INT8
+from qnas_plugin.timing import make_exact
 
 _GRAPH, _INITIALIZER, _RAW_DATA = (
     message.DESCRIPTOR.fields_by_name[name].number
@@ -106,7 +106,7 @@ class Outline:
         options.intra_op_num_threads = threads
         options.log_severity_level = 3  # errors alone
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # others work beside it
-        options.add_session_config_entry(*EXACT_INT8)
+        make_exact(options)
         values = [ort.OrtValue.ortvalue_from_numpy(array) for array in self.weights.values()]
         # ONNX Runtime 1.31 takes values only for what lies elsewhere, and copies them unless they are shared too.
         options.add_external_initializers(list(self.weights), values)

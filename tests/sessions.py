@@ -7,14 +7,14 @@ from pathlib import Path
 import onnx
 import onnxruntime as ort
 
-from qnas_plugin.timing import EXACT_INT8
+from qnas_plugin.timing import make_exact
 
 
 def exact() -> ort.SessionOptions:
     """Options with which a model gives the same on every CPU: without VNNI, INT8 products overflow by default."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
-    options.add_session_config_entry(*EXACT_INT8)
+    make_exact(options)
     return options
 
 

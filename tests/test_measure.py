@@ -24,6 +24,7 @@ from qnas_plugin.errors import HardwareError, MeasurementError, UsageError
 from qnas_plugin.hardware import RuntimeSetting
 from qnas_plugin.measure import latency, scores, size_mb
 from qnas_plugin.metrics import Scorer
+from qnas_plugin.quantize import calibrate
 from qnas_plugin.tasks import Batch
 
 SHORT = {"minimum_runs": 6, "minimum_seconds": 0.01, "rounds": 3}
@@ -288,3 +289,40 @@ def timing_process(parent: int) -> psutil.Process:
                 return child
         time.sleep(0.05)
     raise AssertionError("the timing process did not start")
+
+
+def test_session_sums_int8_products_without_overflow(tmp_path: Path) -> None:
+    """Two products of the largest numbers do not fit into 16 bits, in which CPUs without VNNI would sum them."""
+    weight = numpy_helper.from_array(np.full((64, 8), 0.5, dtype=np.float32), "w")
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"], "m")],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 64])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 8])],
+        [weight],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    x = np.ones((2, 64), dtype=np.float32)
+    onnx.save(calibrate(model, {"m": ("m",)}, [Batch({"x": x}, np.arange(2))]).emit({"m": "int8"}), tmp_path / "m.onnx")
+    (found,) = timing.session(tmp_path / "m.onnx", 1, spinning=False).run(None, {"x": x})
+    np.testing.assert_allclose(found, 32, rtol=0.01)
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "expected"),
+    [
+        ("flags\t\t: fpu avx2 fma", True),
+        ("flags\t\t: fpu avx2 avx512f avx512_vnni", False),
+        ("flags\t\t: fpu avx2 avx_vnni", False),
+        ("Features\t: fp asimd", False),
+        (None, False),
+    ],
+)
+def test_int8_overflows_on_x86_without_vnni(
+    cpuinfo: str | None, expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "cpuinfo"
+    if cpuinfo is not None:
+        path.write_text(f"processor\t: 0\n{cpuinfo}\n")
+    monkeypatch.setattr(timing, "_CPUS", path)
+    assert timing.int8_overflows.__wrapped__() == expected
