@@ -90,8 +90,8 @@ class QuestionProcessor:
     def batches(self, inputs: Sequence[Question], batch_size: int) -> Sequence[Batch]:
         """Questions in chunks of their order, each batch padded to its longest; encoded at each access.
 
-        Not by length as texts are: questions of one length are of one kind, and a network that learns from such batches
-        in turns learns nothing of images.
+        Not by length as texts are: questions of one length are of one kind, and steps of one kind each make training
+        unsteady.
 
         ``pixel_values`` ``(b, c, h, w)``, ``input_ids`` and ``attention_mask`` ``(b, length)``.
         """
