@@ -43,7 +43,9 @@ def test_functions_have_the_options_of_the_command_line_with_its_defaults(name: 
     kind = {"tune": TuneRequest, "train": TrainRequest, "profile": ProfileRequest}.get(name)
     for field in parameters.keys() & options.keys() if kind else ():
         default, shown = kind.model_fields[field].get_default(call_default_factory=True), options[field].show_default
-        if isinstance(default, int | float) and not isinstance(default, bool):
+        if isinstance(default, bool):
+            assert options[field].default == default, field
+        elif isinstance(default, int | float):
             assert float(shown) == default, field
         elif field == "objectives":
             assert tuple(shown.split(", ")) == default

@@ -289,9 +289,8 @@ def test_emit_has_the_scales_of_fit_by_other_calibrations(cases, calibrated, tmp
     for tensor, scale in scales(emitted).items():  # fit bins all batches together
         np.testing.assert_allclose(scale, expected[tensor], rtol=0.1, err_msg=tensor)
     clipped = [tensor for tensor in ours.ranges if ours.clipped[algorithm][tensor] != ours.ranges[tensor]]
-    assert (
-        clipped or algorithm == "kl"
-    )  # 128 bins of Neural Compressor 3.7.1 clip only what grows after its first batch
+    # The 128 bins of its entropies clip only what later batches add to the first (Neural Compressor 3.7.1).
+    assert clipped or algorithm == "kl"
     assert (scales(emitted) != scales(calibrated[name].emit(case.policy("")))) == bool(clipped)
 
 
