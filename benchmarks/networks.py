@@ -17,13 +17,12 @@ from typing import Any
 
 import numpy as np
 
+from qnas_plugin.commands.stored import trials_in
 from qnas_plugin.commands.tune import load
 from qnas_plugin.console import tuning
 from qnas_plugin.evaluate import Evaluator
 from qnas_plugin.objectives import Losses, hypervolume, losses, non_dominated
 from qnas_plugin.request import TuneRequest
-from qnas_plugin.space import SearchSpace
-from qnas_plugin.study import Study, stored_identity
 
 SHARES = (0.25, 0.5, 1.0)
 """Hypervolumes are printed after these shares of the trials."""
@@ -43,17 +42,12 @@ def main() -> None:
         if not (request.out / "pareto.json").exists():
             tuning(request)
     loaded = load(next(iter(requests.values())))
-    volumes({name: trials(request, loaded.supernet.space) for name, request in requests.items()})
+    points = {}
+    for name, request in requests.items():
+        _, trials = trials_in(request.out, request, loaded.supernet)
+        points[name] = losses([trial.metrics for trial in trials], request.objectives)
+    volumes(points)
     members(requests, loaded.evaluator())
-
-
-def trials(request: TuneRequest, space: SearchSpace) -> Losses:
-    """Losses ``(m, k)`` of a finished search's trials, in order."""
-    storage, name = str(request.out / "study.journal"), request.out.resolve().name
-    identity = stored_identity(storage, name)
-    with Study.open(storage, space, request.objectives, identity=identity, name=name, write=False) as study:
-        complete = [trial.metrics for trial in study.trials() if trial.state == "complete"]
-    return losses(complete, request.objectives)
 
 
 def volumes(points: dict[str, Losses]) -> None:

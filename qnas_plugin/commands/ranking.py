@@ -8,11 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from qnas_plugin import predictors, registry
+from qnas_plugin.commands.stored import request_in, trials_in
 from qnas_plugin.commands.tune import load_network
-from qnas_plugin.errors import StudyError, UsageError
+from qnas_plugin.errors import StudyError
 from qnas_plugin.predictors._curve import LEAST_UNSEEN, Point, curve
-from qnas_plugin.request import TuneRequest
-from qnas_plugin.study import Study, stored_identity
 
 SIZES = (10, 20, 50, 100, 200, 400)
 
@@ -26,20 +25,16 @@ def ranking(study: Path, *, seed: int = 0) -> Mapping[str, Sequence[Point]]:
 
     Raises:
         UsageError: It is no such folder.
-        StudyError: There are too few trials.
+        StudyError: There are too few trials, or they are of another state of the network.
     """
-    if not (study / "request.toml").is_file():
-        raise UsageError(f"{study} is no folder that qnas tune wrote: it has no request.toml")
-    request = TuneRequest.build({}, study / "request.toml")
-    space, name = load_network(request).space, request.out.resolve().name
-    storage = request.storage or str(study / "study.journal")
-    identity = stored_identity(storage, name)
-    with Study.open(storage, space, request.objectives, identity=identity, name=name, write=False) as stored:
-        trials = [trial for trial in stored.trials() if trial.state == "complete"]
+    request = request_in(study)
+    network = load_network(request)
+    identity, trials = trials_in(study, request, network)
     least = SIZES[0] + LEAST_UNSEEN
     if len(trials) < least:
         raise StudyError(f"{study} has {len(trials)} finished trials, {least} are needed; run qnas tune longer")
-    X = predictors.features(space, np.array([space.encode(trial.candidate) for trial in trials]))
+    genes = np.array([network.space.encode(trial.candidate) for trial in trials])
+    X = predictors.features(network.space, genes)
     measured = [name for name in ("accuracy", "latency_ms") if name in request.objectives]
     if identity.get("latency", "").startswith("table"):
         measured.remove("latency_ms")

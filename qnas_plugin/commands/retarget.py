@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from qnas_plugin import latency_table, predictors, registry
+from qnas_plugin.commands.stored import request_in, trials_in
 from qnas_plugin.commands.tune import load, load_network
 from qnas_plugin.errors import CandidateError, StudyError, UsageError
 from qnas_plugin.evaluate import Evaluator
@@ -28,7 +29,6 @@ from qnas_plugin.request import TuneRequest
 from qnas_plugin.search import ExactMetric, Problem
 from qnas_plugin.search.linas import PREDICTORS, predicted_front
 from qnas_plugin.space import Candidate, Genes
-from qnas_plugin.study import Study, stored_identity
 from qnas_plugin.supernets import Supernet
 
 if TYPE_CHECKING:
@@ -107,9 +107,7 @@ def retarget(
     """
     began = time.monotonic()
     study = Path(study)
-    if not (study / "request.toml").is_file():
-        raise UsageError(f"{study} is no folder that qnas tune wrote: it has no request.toml")
-    request = TuneRequest.build({}, study / "request.toml")
+    request = request_in(study)
     if "latency_ms" not in request.objectives:
         raise UsageError(f"{study} was not searched for latency, but for {', '.join(request.objectives)}")
     profile = match(detect()) if hardware == "auto" else load_profile(hardware)
@@ -194,15 +192,8 @@ class _Known:
         Raises:
             StudyError: There are too few, or they are of another checkpoint.
         """
-        storage, name = self.request.storage or str(folder / "study.journal"), self.request.out.resolve().name
-        space = self.supernet.space
-        identity = stored_identity(storage, name)
-        if identity.get("checkpoint") != self.supernet.fingerprint:
-            raise StudyError(f"{self.request.checkpoint} has changed since the study in {folder}; run qnas tune again")
-        with Study.open(storage, space, self.request.objectives, identity=identity, name=name, write=False) as study:
-            for trial in study.trials():
-                if trial.state == "complete":
-                    self._add(trial.candidate, trial.metrics)
+        for trial in trials_in(folder, self.request, self.supernet)[1]:
+            self._add(trial.candidate, trial.metrics)
         self.stored = len(self.metrics)
         if self.stored < 3:
             raise StudyError(f"{folder} has {self.stored} finished trials, at least 3 are needed; run qnas tune longer")

@@ -1,7 +1,9 @@
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 
 from qnas_plugin import registry
 from qnas_plugin.cli import main
@@ -25,10 +27,12 @@ def study_of(checkpoint: Path, out: Path, trials: int) -> Path:
     )
     out.mkdir()
     request.write(out / "request.toml")
-    space = registry.load("supernets", "bert").load(str(checkpoint)).space
+    supernet = registry.load("supernets", "bert").load(str(checkpoint))
+    space, storage = supernet.space, str(out / "study.journal")
     rng = np.random.default_rng(0)
     worth = rng.normal(size=int(space.sizes.sum()))
-    with Study.open(str(out / "study.journal"), space, request.objectives, identity={}, name=out.name) as study:
+    identity = {"checkpoint": supernet.fingerprint}
+    with Study.open(storage, space, request.objectives, identity=identity, name=out.name) as study:
         for genes in space.sample(trials, rng):
             accuracy = 0.9 + 0.001 * float(space.features(genes[None])[0] @ worth)
             study.add(space.decode(genes), Evaluation({"accuracy": accuracy, "latency_ms": 5 + rng.random()}))
@@ -64,3 +68,15 @@ def test_show_refuses_a_study_for_another_list(tmp_path: Path, capsys: pytest.Ca
         main(["show", "tasks", "--study", str(tmp_path)])
     assert stop.value.code == 2
     assert "--study is for qnas show predictors" in capsys.readouterr().err
+
+
+def test_ranking_refuses_a_study_of_other_weights(bert_checkpoint: Path, tmp_path: Path) -> None:
+    study = study_of(bert_checkpoint, tmp_path / "study", 40)
+    other = tmp_path / "other"
+    shutil.copytree(bert_checkpoint, other)
+    weights = load_file(other / "model.safetensors")
+    save_file({name: 2 * tensor for name, tensor in weights.items()}, other / "model.safetensors", {"format": "pt"})
+    request = TuneRequest.build({"checkpoint": str(other)}, study / "request.toml")
+    request.write(study / "request.toml")
+    with pytest.raises(StudyError, match=r"other has changed since the study in .*; run qnas tune again"):
+        ranking(study)
