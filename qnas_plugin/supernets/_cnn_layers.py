@@ -61,7 +61,11 @@ class ElasticConv(nn.Conv2d):
         weight = self.weight_of(self.kernel)[:outputs, :inputs]
         bias = None if self.bias is None else self.bias[:outputs]
         groups = outputs if self.groups > 1 else 1
-        return nn.functional.conv2d(input, weight, bias, self.stride, self.kernel // 2, groups=groups)
+        padding = self.kernel // 2
+        if self.training and groups > 1 and min(input.shape[-2:]) < self.kernel:
+            # torch 2.13 takes several times as long for the gradient of such a weight where it has to pad by itself
+            input, padding = nn.functional.pad(input, [padding] * 4), 0
+        return nn.functional.conv2d(input, weight, bias, self.stride, padding, groups=groups)
 
 
 class ElasticNorm(nn.BatchNorm2d):

@@ -218,6 +218,16 @@ def test_weight_of_a_smaller_kernel_is_the_transformed_centre() -> None:
     np.testing.assert_allclose(conv.weight_of(3)[:, 0].detach().numpy(), three, atol=1e-5)
 
 
+@pytest.mark.parametrize("size", [1, 2, 4, 7, 9])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_training_pads_small_images_as_inference_does(size: int, stride: int) -> None:
+    conv = ElasticConv(6, 6, (3, 5, 7), stride, depthwise=True)
+    images = torch.randn(2, 6, size, size)
+    for kernel in conv.kernels:
+        conv.kernel = kernel
+        torch.testing.assert_close(conv.train()(images), conv.eval()(images))
+
+
 def test_divisible_keeps_nine_tenths() -> None:
     assert [divisible(n) for n in (3, 11, 12, 41.6, 64, 166.4)] == [8, 16, 16, 40, 64, 168]
 
