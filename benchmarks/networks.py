@@ -4,8 +4,9 @@
 
 Each algorithm searches into a folder of its own in the request's ``out``; what is finished there is not repeated.
 Hypervolumes are of the trials' own metrics (search split), as shares of the box that the fronts of all algorithms span.
-The table has the first algorithm's baselines and the member that each recommends, as verified on the report split; all
-are timed anew in turns in one run.
+The table has the first algorithm's baselines and two members of each, as verified on the report split: the one that it
+recommends, and the fastest that loses no more there than the request allows, picked with that split in view. All are
+timed anew in turns in one run.
 """
 
 from __future__ import annotations
@@ -69,9 +70,14 @@ def members(requests: dict[str, TuneRequest], evaluator: Evaluator) -> None:
         record = json.loads((request.out / "pareto.json").read_text(encoding="utf-8"))
         if record["recommended"] is None:
             print(f"\n{name} recommends none: {record['reason']}")
-        found = [(f"{name}: {row['name']}", row) for row in record["members"] if row["name"] == record["recommended"]]
-        baselines = [] if rows else [(row["name"], row) for row in record["baselines"]]
-        rows |= {title: (request.out / row["folder"] / "model.onnx", row) for title, row in [*baselines, *found]}
+        chosen = [] if rows else [(row["name"], row) for row in record["baselines"]]
+        for row in record["members"]:
+            if row["name"] == record["recommended"]:
+                chosen.append((f"{name}, recommended: {row['name']}", row))
+        if kept := [row for row in record["members"] if loses_at_most(request.max_accuracy_drop, row)]:
+            fastest = min(kept, key=lambda row: row["report"]["latency_ms"])
+            chosen.append((f"{name}, fastest within the limit: {fastest['name']}", fastest))
+        rows |= {title: (request.out / row["folder"] / "model.onnx", row) for title, row in chosen}
     latencies = evaluator.latency([path for path, _ in rows.values()], rounds=20)
     ms = dict(zip(rows, (latency.median for latency in latencies), strict=True))
     print("\n| network | accuracy | latency ms | size MB | against INT8: points (p), faster, smaller | against FP32 |")
@@ -89,6 +95,11 @@ def members(requests: dict[str, TuneRequest], evaluator: Evaluator) -> None:
         print(
             f"| {title} | {report['accuracy']:.4f} | {ms[title]:.2f} | {report['size_mb']:.2f} | {' | '.join(texts)} |"
         )
+
+
+def loses_at_most(limit: float, row: dict[str, Any]) -> bool:
+    """Whether a member's accuracy on the report split is within a limit of that of the full network in INT8."""
+    return bool(row["against"]["largest-int8"]["accuracy_difference"] > -limit - 1e-9)
 
 
 if __name__ == "__main__":
