@@ -3,9 +3,10 @@
     pip install --no-deps easy-vqa==1.0
     python examples/easy-vqa/shapes.py runs/easy-vqa-shapes
 
-One question in seven asks for the shape. The others can be answered by colours, which are learned first and hide what
-an edge is. Of the others one in thirty is kept, so that each answer stays a class. The parts are those of easy-VQA
-itself as the TOML files beside this one cut it: no image that steers the search later is trained with here.
+Trained on all questions from the start, a small network learned colours and not yet shapes. One question in ten begins
+with "what shape"; these are kept, and of the others one in thirty, so that each answer stays a class. The parts are
+those of easy-VQA itself as the TOML files beside this one cut it: no image that steers the search later is trained
+with here.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ OTHERS = 30
 def write(examples: Examples, names: tuple[str, ...], out: Path, split: str) -> None:
     """Writes ``<split>.jsonl`` and links to its images."""
     rows = []
+    (out / "images" / split).mkdir(parents=True, exist_ok=True)
     for number, (question, label) in enumerate(zip(examples.inputs, examples.labels, strict=True)):
         if not question.text.startswith("what shape") and number % OTHERS:
             continue
         image = Path("images") / split / Path(question.image.name).name
         if not (out / image).is_symlink():
-            (out / image).parent.mkdir(parents=True, exist_ok=True)
             (out / image).symlink_to(question.image.name)
         rows.append({"question": question.text, "answer": names[label], "image": str(image)})
     (out / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What ``tune`` left in a folder, for commands that read it; the search may still be running."""
+"""Where ``tune`` keeps a search, and what commands read of it; the search may still be running."""
 
 from __future__ import annotations
 
@@ -22,6 +22,11 @@ def request_in(folder: Path) -> TuneRequest:
     return TuneRequest.build({}, folder / "request.toml")
 
 
+def study_in(folder: Path, request: TuneRequest) -> tuple[str, str]:
+    """The storage and the name of a search's study; a folder may have been moved since the request was written."""
+    return request.storage or str(folder / "study.journal"), request.out.resolve().name
+
+
 def trials_in(folder: Path, request: TuneRequest, network: Any) -> tuple[Mapping[str, str], list[Trial]]:
     """What the trials of a search were made with, and those that are complete, in order.
 
@@ -33,7 +38,7 @@ def trials_in(folder: Path, request: TuneRequest, network: Any) -> tuple[Mapping
     Raises:
         StudyError: There is no study, or it is of another state of the network.
     """
-    storage, name = request.storage or str(folder / "study.journal"), request.out.resolve().name
+    storage, name = study_in(folder, request)
     identity = stored_identity(storage, name)
     if identity.get("checkpoint") != network.fingerprint:
         changed = request.model or request.checkpoint

@@ -13,6 +13,7 @@ import numpy as np
 
 from qnas_plugin import hardware, latency_table, registry, tasks
 from qnas_plugin.artifacts import Result, verify, write_result
+from qnas_plugin.commands.stored import study_in
 from qnas_plugin.errors import CheckpointError, HardwareError, LatencyTableError, StudyError
 from qnas_plugin.evaluate import Evaluator
 from qnas_plugin.files import alone_in, make_folder
@@ -227,8 +228,7 @@ def tune(
         identity["metric"] = request.metric
     if loaded.estimator:
         identity["latency"] = f"table of {loaded.estimator.table.created}"
-    storage = request.storage or str(request.out / "study.journal")
-    name = request.out.resolve().name
+    storage, name = study_in(request.out, request)
     with (
         alone_in(request.out),
         Study.open(
