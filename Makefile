@@ -3,7 +3,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-cpus lint clean
 
 demo: $(READY)  ## train a small ViT supernet on scikit-learn's digits, search it, write the Pareto set
 	$(BIN)/qnas profile --detect --name this-machine --out demo
@@ -13,6 +13,9 @@ demo: $(READY)  ## train a small ViT supernet on scikit-learn's digits, search i
 
 test: $(READY)  ## run the suite
 	$(BIN)/python -m pytest
+
+test-cpus: $(READY)  ## run the suite under each kind of OpenBLAS kernels that this CPU has
+	$(BIN)/python tests/cpus.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

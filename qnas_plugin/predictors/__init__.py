@@ -54,6 +54,24 @@ class Scale:
         return y * self.deviation + self.mean
 
 
+def step(y: npt.NDArray[np.float64]) -> float:
+    """The step to which predictions of a metric are rounded: a power of ten, about 1e-6 of the range of its values.
+
+    The last bits of a prediction differ between CPUs, as their BLAS kernels add in another order. What is ranked, or
+    compared, is rounded first, so that equal metrics lead to equal proposals.
+
+    Args:
+        y: Known values ``(m,)``, ``m`` at least 1.
+    """
+    span = float(np.ptp(y)) or float(np.abs(y).max()) or 1.0
+    return float(10.0 ** (np.floor(np.log10(span)) - 5))
+
+
+def rounded(values: npt.NDArray[np.float64], step: float) -> npt.NDArray[np.float64]:
+    """Values ``(m,)`` at whole multiples of a step."""
+    return np.round(values / step) * step
+
+
 def features(space: SearchSpace, genes: Genes) -> Features:
     """What predictors learn from: one-hot features ``(m, f)``, and their sums over variables that differ in a number.
 
@@ -102,4 +120,4 @@ def _tau(name: str, X: Features, y: npt.NDArray[np.float64], folds: Sequence[npt
         predictor: Predictor = registry.load("predictors", name).create()
         predictor.fit(X[rest], y[rest])
         predicted[fold] = predictor.predict(X[fold])
-    return float(np.nan_to_num(kendalltau(predicted, y).statistic))
+    return float(np.nan_to_num(kendalltau(rounded(predicted, step(y)), y).statistic))

@@ -67,10 +67,17 @@ def create(problem: Problem, *, seed: int, population: int) -> Algorithm:
 
 @dataclass(frozen=True)
 class Model:
-    """Scores genotypes that nobody measured: exact metrics are computed, the others predicted."""
+    """Scores genotypes that nobody measured: exact metrics are computed, the others predicted.
+
+    Args:
+        problem: What is searched.
+        predictors: Of the metrics that are not exact.
+        steps: What the values of each metric are rounded to.
+    """
 
     problem: Problem
     predictors: Mapping[str, Predictor]
+    steps: Mapping[str, float]
 
     @classmethod
     def fitted(
@@ -78,13 +85,15 @@ class Model:
     ) -> Model:
         """Trains on genotypes ``(m, n)`` and their metrics."""
         X = predictors.features(problem.space, genes)
-        unknown = [name for name in metric_names(problem) if name not in problem.exact]
+        values = {name: np.array([row[name] for row in metrics]) for name in metric_names(problem)}
         return cls(
             problem,
             {
-                name: predictors.choose(PREDICTORS, X, np.array([row[name] for row in metrics]), rng)[0]
-                for name in unknown
+                name: predictors.choose(PREDICTORS, X, y, rng)[0]
+                for name, y in values.items()
+                if name not in problem.exact
             },
+            {name: predictors.step(y) for name, y in values.items()},
         )
 
     def __call__(self, genes: Genes) -> _evolution.Scores:
@@ -93,6 +102,7 @@ class Model:
         X = predictors.features(problem.space, genes)
         columns = {name: predictor.predict(X) for name, predictor in self.predictors.items()}
         columns |= {name: problem.exact[name](genes) for name in metric_names(problem) if name not in columns}
+        columns = {name: predictors.rounded(values, self.steps[name]) for name, values in columns.items()}
         points = np.column_stack([columns[name] for name in problem.objectives]) * signs(problem.objectives)
         excess = [limit.excess(columns[limit.metric]) for limit in problem.limits]
         return points, np.reshape(excess, (len(problem.limits), len(genes))).T
@@ -129,7 +139,7 @@ def one_by_one(model: Model, genes: Genes, rng: np.random.Generator) -> Genes:
         effects = model(changed)[0]
         span = np.ptp(effects, axis=0)
         mixes = rng.dirichlet(np.ones(len(span)), size=MIXES) / np.where(span > 0, span, 1.0)
-        worth = mixes @ effects.T
+        worth = predictors.rounded(mixes @ effects.T, 1e-9)  # effects over their span
         best = np.repeat(centre[None], MIXES, axis=0)
         for i in np.setdiff1d(np.arange(len(space)), parents):
             best[:, i] = worth[:, column == i].argmin(axis=1)

@@ -104,17 +104,23 @@ def test_stratified_start_covers_depth_and_precision_evenly() -> None:
 
 
 @pytest.mark.parametrize("unmet", [False, True], ids=["feasible", "infeasible"])
-def test_limits_steer_what_is_measured(unmet: bool) -> None:
+def test_limits_steer_what_is_measured(unmet: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A feasible problem is searched inside its limits; an infeasible one ends with what violates least."""
+    monkeypatch.setattr(linas, "INNER_POPULATION", 50)
+    monkeypatch.setattr(linas, "INNER_GENERATIONS", 10)
     limit = Limit("latency_ms", "<=", 1.0 if unmet else 4.0)
     problem = Problem(WIDE, ("accuracy", "latency_ms"), limits=(limit,))
-    asked = run(create("linas", problem), 60)[30:]
+    asked = [
+        candidate for seed in range(1 if unmet else 3) for candidate in run(create("linas", problem, seed), 60)[30:]
+    ]
     found = [metrics_of(candidate) for candidate in asked]
     if unmet:  # five networks of the space are below 2.5, thirty-six below 3.4; uniform draws repeat them
         drawn = [metrics_of(WIDE.decode(genes))["latency_ms"] for genes in WIDE.sample(1000, np.random.default_rng(0))]
         assert np.median([metrics["latency_ms"] for metrics in found]) < np.quantile(drawn, 0.25)
     else:
-        assert np.mean([limit.violation(metrics) == 0 for metrics in found]) > 0.8
+        kept = np.mean([limit.violation(metrics) == 0 for metrics in found])
+        drawn = [metrics_of(WIDE.decode(genes)) for genes in WIDE.sample(1000, np.random.default_rng(0))]
+        assert np.mean([limit.violation(metrics) == 0 for metrics in drawn]) < 0.5 < 0.75 < kept
 
 
 @given(spaces())
