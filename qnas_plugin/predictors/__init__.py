@@ -69,7 +69,8 @@ def step(y: npt.NDArray[np.float64]) -> float:
 
 def rounded(values: npt.NDArray[np.float64], step: float) -> npt.NDArray[np.float64]:
     """Values ``(m,)`` at whole multiples of a step."""
-    return np.round(values / step) * step
+    steps: npt.NDArray[np.float64] = np.round(values / step)
+    return steps * step
 
 
 def features(space: SearchSpace, genes: Genes) -> Features:

@@ -108,6 +108,7 @@ def test_limits_steer_what_is_measured(unmet: bool, monkeypatch: pytest.MonkeyPa
     """A feasible problem is searched inside its limits; an infeasible one ends with what violates least."""
     monkeypatch.setattr(linas, "INNER_POPULATION", 50)
     monkeypatch.setattr(linas, "INNER_GENERATIONS", 10)
+    monkeypatch.setattr(linas, "BATCHES", 2)
     limit = Limit("latency_ms", "<=", 1.0 if unmet else 4.0)
     problem = Problem(WIDE, ("accuracy", "latency_ms"), limits=(limit,))
     asked = [
