@@ -7,7 +7,6 @@ import inspect
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
-from qnas_plugin.artifacts import Result
 from qnas_plugin.commands import profile as _profile
 from qnas_plugin.commands import train as _train
 from qnas_plugin.commands import tune as _tune
@@ -15,6 +14,7 @@ from qnas_plugin.commands.export import export
 from qnas_plugin.commands.retarget import retarget
 from qnas_plugin.latency_table import LatencyTable
 from qnas_plugin.request import Options, ProfileRequest, TrainRequest, TuneRequest
+from qnas_plugin.results.member import Result
 
 __all__ = ["export", "profile", "retarget", "train", "tune"]
 

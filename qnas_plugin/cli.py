@@ -12,7 +12,7 @@ import typer
 from qnas_plugin import __version__
 from qnas_plugin.errors import QnasError, UsageError
 
-EXIT_ERROR, EXIT_USAGE, EXIT_NO_MEMBER, EXIT_INTERRUPTED = 1, 2, 3, 130
+EXIT_ERROR, EXIT_USAGE, EXIT_NO_MEMBER, EXIT_NOT_KEPT, EXIT_INTERRUPTED = 1, 2, 3, 4, 130
 
 app = typer.Typer(
     name="qnas",
@@ -49,6 +49,13 @@ SeedOption = Annotated[Count, _option("Of every random choice.", 0)]
 LengthOption = Annotated[Count, _option("Cut texts after this many tokens.", "the tokenizer's own")]
 CalibrationOption = Annotated[Count, _option("Training examples for the quantization ranges.", 128)]
 SearchOption = Annotated[Count, _option("Held-out training examples for the accuracy that steers the search.", 2000)]
+SelectionOption = Annotated[
+    Count,
+    _option(
+        "Held-out training examples that choose the recommended member; nothing is searched on them.",
+        "as many as --search-samples",
+    ),
+]
 InsistOption = Annotated[
     bool,
     typer.Option(
@@ -102,6 +109,7 @@ def train(
     max_length: LengthOption = None,
     calibration_samples: CalibrationOption = None,
     search_samples: SearchOption = None,
+    selection_samples: SelectionOption = None,
     seed: SeedOption = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
@@ -183,6 +191,9 @@ def tune(
     max_accuracy_drop: Annotated[
         Number, _option("Accuracy that the recommended member may lose against it.", 0.01)
     ] = None,
+    confidence: Annotated[
+        Number, _option("With which the selection examples must show that it loses no more.", 0.9)
+    ] = None,
     algorithm: Annotated[Text, _option("Search algorithm; list them with: qnas show algorithms.", "linas")] = None,
     trials: Annotated[Count, _option("Candidates to evaluate, those of a stopped run included.", 250)] = None,
     population: Annotated[Count, _option("Candidates of a generation; linas learns anew ten times in it.", 50)] = None,
@@ -194,13 +205,15 @@ def tune(
     max_length: LengthOption = None,
     calibration_samples: CalibrationOption = None,
     search_samples: SearchOption = None,
+    selection_samples: SelectionOption = None,
     seed: SeedOption = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Search sub-network and precision together; write a Pareto set of ONNX models, each built, run and measured.
 
-    Stop it with Ctrl-C at any time; the same command continues where it was.
+    Stop it with Ctrl-C at any time; the same command continues where it was. The exit code is 0 when the recommended
+    member keeps all limits on the report split too, 4 when it does not, and 3 when there is none to recommend.
     """
     options = {name: value for name, value in locals().items() if name not in ("config", "as_json")}
     options["objectives"] = options.pop("objective") or None
@@ -215,6 +228,8 @@ def tune(
         print(json.dumps(result.record, indent=2, sort_keys=True))
     if result.recommended is None:
         raise typer.Exit(EXIT_NO_MEMBER)
+    if not result.kept:
+        raise typer.Exit(EXIT_NOT_KEPT)
 
 
 @app.command()

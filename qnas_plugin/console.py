@@ -19,11 +19,11 @@ from qnas_plugin.files import write_bytes
 from qnas_plugin.request import ProfileRequest, TrainRequest, TuneRequest
 
 if TYPE_CHECKING:
-    from qnas_plugin.artifacts import Member, Result
     from qnas_plugin.commands.profile import Progress as Profiled
     from qnas_plugin.commands.retarget import Retargeted
     from qnas_plugin.commands.tune import Progress as Searched
     from qnas_plugin.latency_table import LatencyTable
+    from qnas_plugin.results.member import Member, Result
     from qnas_plugin.training.instatune import Step
 
 # Under accelerate launch only the first process speaks.
@@ -54,7 +54,7 @@ def training(request: TrainRequest) -> dict[str, Any] | None:
         accuracy = record["accuracy"]
         console.print(
             f"Accuracy on held-out training data: largest {accuracy['largest_search']:.4f}, "
-            f"smallest {accuracy['smallest_search']:.4f}; largest on the report split {accuracy['largest_report']:.4f}"
+            f"smallest {accuracy['smallest_search']:.4f}"
         )
         console.print(f"Supernet written to {request.out}; search it with: qnas tune --checkpoint {request.out} ...")
     return record
@@ -86,6 +86,8 @@ def tuning(request: TuneRequest) -> Result:
             "of ONNX Runtime, as they were measured; without it sums overflow and accuracy is lost.[/yellow]"
         )
     console.print(f"Written to {request.out}: pareto.json and {len(result.members)} models under pareto/")
+    if folded := sum(member.dominated for member in result.members):
+        console.print(f"{folded} of them are dominated on verified values, and not shown above; report.html has them")
     console.print(result.reason[0].upper() + result.reason[1:] + ".")
     return result
 
@@ -333,8 +335,9 @@ def _table(result: Result) -> Table:
             else ["", "", ""]
         )
         chosen = member.name == result.recommended
+        same = f" = {member.baseline}" if member.baseline and member in result.members else ""
         table.add_row(
-            ("> " if chosen else "  ") + member.name,
+            ("> " if chosen else "  ") + member.name + same,
             f"{metrics['accuracy']:.4f}",
             f"{metrics['latency_ms']:.3f}",
             f"{metrics['size_mb']:.2f}",
@@ -343,7 +346,8 @@ def _table(result: Result) -> Table:
         )
 
     for member in result.members:
-        row(member)
+        if not member.dominated or member.name == result.recommended:
+            row(member)
     table.add_section()
     for member in result.baselines:
         row(member)

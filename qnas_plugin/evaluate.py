@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 
 from qnas_plugin import measure
@@ -17,13 +15,13 @@ from qnas_plugin.files import write_parts
 from qnas_plugin.hardware import RuntimeSetting, detect
 from qnas_plugin.latency_table import Estimator
 from qnas_plugin.materialize import subnet
-from qnas_plugin.metrics import REFERENCE, Scorer, references
+from qnas_plugin.metrics import REFERENCE, Scored, Scorer, references
 from qnas_plugin.outline import Outline
 from qnas_plugin.space import Candidate, Precision
 from qnas_plugin.study import Evaluation
 from qnas_plugin.supernets import Network
 from qnas_plugin.tasks import Batch, Dataset, Examples, Inputs, Processor
-from qnas_plugin.workbench import Job, Workbench
+from qnas_plugin.workbench import Job, Workbench, accuracy_of
 
 Timer = Callable[[Sequence[Path], Inputs, RuntimeSetting, int], list[measure.Latency]]
 """Measures models on the same inputs at a setting, in so many rounds."""
@@ -43,7 +41,8 @@ class Evaluator:
         estimator: Gives the latencies of the search from a table; None measures them.
         here: Whether this machine is the SKU, so that verified latencies can be measured.
         timer: Measures ONNX files on a machine that is the SKU, in so many rounds, where this one is not.
-        judge: What gives the accuracy of a file, in place of the search and the report part.
+        judge: What gives the accuracy of a file, in place of all parts of the data.
+        reference: What each candidate is timed in turns with; None times each alone.
 
     Attributes:
         timed: Whether verified latencies are measured; otherwise they are the table's.
@@ -64,6 +63,7 @@ class Evaluator:
         here: bool = True,
         timer: Timer | None = None,
         judge: Callable[[Path], float] | None = None,
+        reference: Candidate | None = None,
     ) -> None:
         assert here or timer is not None or estimator is not None
         self.supernet, self.dataset, self.processor, self.setting = supernet, dataset, processor, setting
@@ -80,7 +80,9 @@ class Evaluator:
             processor.timing_inputs(setting.batch_size, setting.sequence_length, dataset.calibration.inputs),
             setting,
             judge,
+            None if reference is None or estimator is not None else Job(reference, supernet.cut(reference)),
         )
+        self._parts: dict[str, tuple[Sequence[Batch], Scorer]] = {}
 
     def job(self, candidate: Candidate) -> Job:
         """What a workbench is told of a candidate."""
@@ -120,12 +122,16 @@ class Evaluator:
         """
         return self.workbench.evaluate(self.job(candidate), folder, threads=detect().usable_cores)
 
-    def scores(self, model: Path, part: Literal["search", "report"]) -> npt.NDArray[np.float64]:
-        """The score ``(n,)`` that an ONNX file gets for each example, on all cores."""
+    def scores(self, model: Path, part: Literal["search", "selection", "report"]) -> Scored:
+        """What an ONNX file gets for each example of a part, on all cores."""
         threads = detect().usable_cores
         if part == "search" or self.workbench.judge is not None:
             return self.workbench.scores(model, threads=threads)
-        batches, scorer = self._report
+        if part not in self._parts:
+            examples: Examples = getattr(self.dataset, part)
+            batches = self.processor.batches(examples.inputs, BATCH)
+            self._parts[part] = batches, self._scorer(examples, batches)
+        batches, scorer = self._parts[part]
         return measure.scores(model, batches, scorer, threads=threads)
 
     def latency(self, models: Sequence[Path], rounds: int = 3) -> list[measure.Latency]:
@@ -139,7 +145,7 @@ class Evaluator:
             return self.timer(models, self.workbench.timing_inputs, self.setting, rounds)
         return measure.latency(models, self.workbench.timing_inputs, self.setting, rounds=rounds)
 
-    def accuracy(self, candidate: Candidate, folder: Path) -> float:
+    def accuracy(self, candidate: Candidate, folder: Path) -> Evaluation:
         """Builds a candidate and measures its accuracy on the search part alone.
 
         Raises:
@@ -147,7 +153,7 @@ class Evaluator:
         """
         path = folder / "model.onnx"
         self.write(candidate, path)
-        return float(self.scores(path, "search").mean())
+        return accuracy_of(self.scores(path, "search"))
 
     def estimate(self, candidate: Candidate) -> float:
         """The latency of a candidate in milliseconds, from the table."""
@@ -170,12 +176,6 @@ class Evaluator:
                     f"the output '{name}' of the ONNX graph differs by {difference:.2g} from what the model gives, "
                     f"allowed is {allowed:.2g}"
                 )
-
-    @cached_property
-    def _report(self) -> tuple[Sequence[Batch], Scorer]:
-        examples = self.dataset.report
-        batches = self.processor.batches(examples.inputs, BATCH)
-        return batches, self._scorer(examples, batches)
 
     def _scorer(self, examples: Examples, batches: Sequence[Batch]) -> Scorer:
         """The metric with the labels, or with what the whole FP32 network gives."""

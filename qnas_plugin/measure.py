@@ -22,7 +22,7 @@ from qnas_plugin import timing
 from qnas_plugin.environment import cores
 from qnas_plugin.errors import HardwareError, MeasurementError
 from qnas_plugin.hardware import RuntimeSetting
-from qnas_plugin.metrics import Outputs, Scorer
+from qnas_plugin.metrics import Outputs, Scored, Scorer
 from qnas_plugin.outline import Outline
 from qnas_plugin.tasks import Batch, Inputs
 
@@ -66,8 +66,8 @@ class Latency:
         return asdict(self) | {"round_medians": list(self.round_medians), "spread": self.spread}
 
 
-def scores(model: Path, batches: Iterable[Batch], scorer: Scorer, *, threads: int) -> npt.NDArray[np.float64]:
-    """The score of each example, shape ``(n,)``, in the order of the data set.
+def scores(model: Path, batches: Iterable[Batch], scorer: Scorer, *, threads: int) -> Scored:
+    """The scores of all examples, in the order of the data set.
 
     Raises:
         MeasurementError: The model cannot be run on the batches, or gives a number that is not finite.
@@ -75,16 +75,17 @@ def scores(model: Path, batches: Iterable[Batch], scorer: Scorer, *, threads: in
     """
     positions: list[npt.NDArray[np.int64]] = []
     parts: list[npt.NDArray[np.float64]] = []
+    soft: list[npt.NDArray[np.float64]] = []
     for batch, outputs in run(model, batches, threads=threads):
         for name, values in outputs.items():
             if values.dtype.kind == "f" and not np.isfinite(values).all():
                 raise MeasurementError(f"'{model.name}' gives {name} that are not finite")
         positions.append(batch.positions)
         parts.append(scorer(outputs, batch.positions))
-    order = np.concatenate(positions)
-    values = np.empty(len(order))
-    values[order] = np.concatenate(parts)
-    return values
+        if (probabilities := scorer.soft(outputs, batch.positions)) is not None:
+            soft.append(probabilities)
+    places = np.argsort(np.concatenate(positions))
+    return Scored(np.concatenate(parts)[places], np.concatenate(soft)[places] if soft else None)
 
 
 def run(model: Path | Outline, batches: Iterable[Batch], *, threads: int) -> Iterator[tuple[Batch, Outputs]]:
@@ -181,6 +182,16 @@ def latency(
                 _summary([stored[f"{i}.{turn}"] for turn in range(rounds)], stored["core_share"][i])
                 for i in range(len(models))
             ]
+
+
+def disturbed(latencies: Sequence[Latency], setting: RuntimeSetting) -> bool:
+    """Whether something else ran on the core while one of them was measured.
+
+    Threads that sleep while they wait leave their cores of their own accord; there it cannot be told.
+    """
+    if setting.threads > 1 and not setting.spinning:
+        return False
+    return any(latency.core_share < timing.UNDISTURBED for latency in latencies)
 
 
 @contextlib.contextmanager

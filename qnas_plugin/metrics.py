@@ -7,6 +7,10 @@
 
 A function gets the outputs of a run by name and the labels of its examples. Scores are of single examples, so that two
 models can be compared pair by pair; what is reported is their mean.
+
+Beside its score, ``accuracy`` and ``agreement`` have a *soft score* of each example from the same outputs: the
+probability of the right class. It tells candidates apart that right and wrong answers on a few hundred examples do not,
+see ``qnas_plugin.witness``.
 """
 
 from __future__ import annotations
@@ -67,6 +71,21 @@ def cosine(outputs: Outputs, expected: Outputs) -> Scores:
     return np.asarray(np.clip(np.mean(similar, axis=0), 0.0, 1.0))
 
 
+def label_probability(outputs: Outputs, labels: npt.NDArray[Any]) -> Scores:
+    """The probability of each example's labels ``(b, ...)``, their mean ``(b,)``; 0 for a label that is no class.
+
+    The softmax over the last axis of the output, or its values where they are probabilities already.
+    """
+    name, _ = _classes(outputs)
+    values = outputs[name].astype(np.float64)
+    if not ((values >= 0).all() and np.allclose(values.sum(axis=-1), 1.0, atol=1e-3)):
+        values = np.exp(values - values.max(axis=-1, keepdims=True))
+        values /= values.sum(axis=-1, keepdims=True)
+    known = (labels >= 0) & (labels < values.shape[-1])
+    chosen = np.take_along_axis(values, np.where(known, labels, 0).astype(np.int64)[..., None], axis=-1)[..., 0]
+    return np.asarray(np.where(known, chosen, 0.0).reshape(len(labels), -1).mean(axis=1))
+
+
 METRICS: Mapping[str, Metric] = {"accuracy": accuracy, "agreement": agreement, "cosine": cosine}
 
 
@@ -83,6 +102,19 @@ def load(name: str) -> Metric:
         raise UnknownNameError("metric", name, METRICS)
     function: Metric = load_function(name)
     return function
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """What a model gets for each example.
+
+    Args:
+        scores: In [0, 1], ``(n,)``.
+        soft: The soft score of the same outputs, ``(n,)`` in [0, 1]; None where the metric has none.
+    """
+
+    scores: Scores
+    soft: Scores | None = None
 
 
 @dataclass(frozen=True)
@@ -123,6 +155,18 @@ class Scorer:
                 f"{np.array2string(scores, threshold=4)} of shape {scores.shape}"
             )
         return scores
+
+    def soft(self, outputs: Outputs, positions: npt.NDArray[np.int64]) -> Scores | None:
+        """The soft scores ``(b,)`` of the examples at these positions; None where the metric has none."""
+        if self.metric == "accuracy":
+            labels = np.asarray(self.targets)[positions]
+            return label_probability(outputs, labels) if labels.dtype.kind in "iub" else None
+        if self.metric == "agreement":
+            one = len(positions) == 1
+            mine = {name: values[None] for name, values in outputs.items()} if one else outputs
+            theirs = {name: np.stack([self.targets[i][name] for i in positions]) for name in outputs}
+            return label_probability(mine, _classes(theirs)[1])
+        return None
 
 
 def references(runs: Sequence[tuple[npt.NDArray[np.int64], Outputs]]) -> list[dict[str, npt.NDArray[Any]]]:

@@ -116,6 +116,29 @@ def non_dominated(points: Losses) -> npt.NDArray[np.bool_]:
     return ~dominated
 
 
+def near_front(points: Losses, tolerance: Losses) -> npt.NDArray[np.bool_]:
+    """Which of ``(m, k)`` losses are on the front, or so near it that noise may hide that they are.
+
+    A point is near when no other is better by more than the tolerance in all objectives together: none dominates it
+    once its losses are lowered by the tolerance. Beside the front there are at most as many of them as it has, those
+    that needed the least lowering.
+
+    Args:
+        points: Losses.
+        tolerance: For each point and objective, ``(m, k)``, at least 0.
+    """
+    front = non_dominated(points)
+    needed = np.full(len(points), np.inf)
+    for share in np.linspace(1.0, 0.1, 10):  # the least share of the tolerance that puts a point on the front
+        for i in np.flatnonzero(~front):
+            lowered = points[i] - share * tolerance[i]
+            if not ((points <= lowered).all(axis=1) & (points < lowered).any(axis=1)).any():
+                needed[i] = share
+    near = np.argsort(needed, kind="stable")[: int(front.sum())]
+    front[near[np.isfinite(needed[near])]] = True
+    return front
+
+
 def hypervolume(points: Losses, reference: Losses) -> float:
     """The volume that ``(m, k)`` losses dominate below a reference point ``(k,)``; points beyond it count nothing."""
     import moocore

@@ -18,6 +18,7 @@ from qnas_plugin.hardware import user_folder
 from qnas_plugin.model_name import resolve
 from qnas_plugin.objectives import Limit, check_objectives, parse_limit
 from qnas_plugin.precision import Precisions, check_choices
+from qnas_plugin.tasks import SplitSizes
 
 
 class Options(BaseModel):
@@ -54,6 +55,8 @@ class Request(Options):
         max_length: Texts are cut after this many tokens; None leaves it to the tokenizer.
         calibration_samples: Training examples for the ranges of static quantization.
         search_samples: Training examples held out for the accuracy that steers the search.
+        selection_samples: Training examples held out to choose the recommended member on, which nothing is searched on;
+            None is as many as ``search_samples``. Where there are too few for both, both shrink alike.
         seed: Of every random choice.
     """
 
@@ -63,6 +66,7 @@ class Request(Options):
     max_length: int | None = Field(None, ge=2)
     calibration_samples: int = Field(128, ge=1)
     search_samples: int = Field(2000, ge=1)
+    selection_samples: int | None = Field(None, ge=0)
     seed: int = Field(0, ge=0)
 
     @field_validator("supernet", "task", check_fields=False)
@@ -72,6 +76,11 @@ class Request(Options):
             return None
         registry.check("supernets" if info.field_name == "supernet" else "tasks", name)
         return name.replace("-", "_")
+
+    @property
+    def sizes(self) -> SplitSizes:
+        """How many examples each part of the data gets."""
+        return SplitSizes(self.calibration_samples, self.search_samples, self.selection_samples)
 
     def write(self, path: Path) -> None:
         """Writes the request as TOML that ``--config`` takes."""
@@ -171,6 +180,7 @@ class TuneRequest(Request):
         insist: Whether to take a table that does not fit; the result says so.
         against: Whether that is the full network in INT8 or in FP32, in what follows.
         max_accuracy_drop: How much accuracy the recommended member may lose against it.
+        confidence: With which the selection part of the data must show that it loses no more.
         algorithm: The registered search algorithm.
         trials: Candidates to evaluate in all, those of an earlier, stopped run included.
         population: Candidates of a generation; LINAS learns anew ten times in it.
@@ -198,6 +208,7 @@ class TuneRequest(Request):
     insist: bool = False
     against: Literal["int8", "fp32"] = "int8"
     max_accuracy_drop: float = Field(0.01, ge=0, le=1)
+    confidence: float = Field(0.9, ge=0.5, lt=1)
     algorithm: str = "linas"
     trials: int = Field(250, ge=1)
     population: int = Field(50, ge=4)

@@ -237,6 +237,7 @@ def pick(
     allowed: float,
     confidence: float = CONFIDENCE,
     clusters: npt.NDArray[np.int64] | None = None,
+    others: Callable[[int], float] = lambda member: 0.0,
 ) -> Pick:
     """Tests members of a chain until one fails, and chooses the best that passed.
 
@@ -248,13 +249,14 @@ def pick(
         allowed: Loss of accuracy, in [0, 1).
         confidence: That what is chosen loses no more.
         clusters: As for `p_value`.
+        others: Gives the p-value of a member's other limits; it passes with all of them.
     """
     tests: list[Test] = []
     count, first = 0, None
     for member in chain:
         scores = differences(member)
         count, first = len(scores), scores if first is None else first
-        p = p_value(scores, allowed, clusters)
+        p = max(p_value(scores, allowed, clusters), others(member))
         tests.append(Test(member, float(scores.mean()), p, p <= 1 - confidence))
         if not tests[-1].passed:
             break
@@ -285,7 +287,7 @@ def examples_needed(
         size = len(differences) / len(values)
     variance = max(float(np.mean(values**2)) / size, allowed)
     needed = variance * ((norm.ppf(confidence) + norm.ppf(CHANCE)) / room) ** 2
-    return math.ceil(max(needed, math.log(1 - confidence) / math.log1p(-allowed)))
+    return math.ceil(max(float(needed), math.log(1 - confidence) / math.log1p(-allowed)))
 
 
 def _mean_gain(passes: npt.NDArray[np.bool_], gains: Floats, chain: Sequence[int]) -> float:

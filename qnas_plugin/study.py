@@ -9,9 +9,9 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
-from typing import IO, Literal, TypeVar
+from typing import IO, Any, Literal, TypeVar
 
 import optuna
 import sqlalchemy.exc
@@ -19,8 +19,9 @@ from optuna.distributions import CategoricalDistribution
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
+from qnas_plugin.belief import Halves
 from qnas_plugin.errors import CandidateError, OutputError, StudyError
-from qnas_plugin.objectives import Limit, losses, non_dominated
+from qnas_plugin.objectives import Limit
 from qnas_plugin.search import Algorithm, Observation
 from qnas_plugin.space import Candidate, SearchSpace
 from qnas_plugin.storage import errors_of, load_study, lock_file, shown
@@ -40,6 +41,7 @@ class Evaluation:
         seconds: How long each stage took.
         environment: What the values depend on beside the candidate: versions, the CPU, the setting.
         error: Why it failed; None when it did not.
+        halves: Mean scores on halves of the examples, where the accuracy was measured example by example.
     """
 
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -47,6 +49,7 @@ class Evaluation:
     seconds: Mapping[str, float] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
     error: str | None = None
+    halves: Halves | None = None
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ class Trial(Evaluation):
     @property
     def observation(self) -> Observation:
         """What a search algorithm is told."""
-        return Observation(self.candidate, self.metrics if self.error is None else None)
+        return Observation(self.candidate, self.metrics if self.error is None else None, self.halves)
 
 
 class Study:
@@ -158,17 +161,6 @@ class Study:
         finished = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL))
         return [self._read(trial) for trial in finished]
 
-    def pareto_trials(self) -> list[Trial]:
-        """The complete trials that keep all limits and that no other one is better than."""
-        allowed = [
-            trial
-            for trial in self.trials()
-            if trial.state == "complete"
-            and all(limit.metric in trial.metrics and limit.violation(trial.metrics) == 0 for limit in self.limits)
-        ]
-        best = non_dominated(losses([trial.metrics for trial in allowed], self.objectives))
-        return [trial for trial, is_best in zip(allowed, best, strict=True) if is_best]
-
     def add(self, candidate: Candidate, evaluation: Evaluation) -> Trial:
         """Stores a finished trial; it is on disk when this returns.
 
@@ -188,6 +180,7 @@ class Study:
                 name: dict(getattr(evaluation, name)) for name in ("metrics", "spread", "seconds", "environment")
             }
             | {"candidate": candidate.key}
+            | ({} if evaluation.halves is None else {"halves": asdict(evaluation.halves)})
             | ({} if complete else {"error": evaluation.error}),
         )
         assert record.datetime_complete is not None
@@ -206,8 +199,13 @@ class Study:
             value = evaluation.metrics.get(name)
             if error is None and (value is None or not math.isfinite(value)):
                 error = f"{name} is {'missing' if value is None else value}; a trial needs a finite number"
-        numbers = {name: _finite(getattr(evaluation, name)) for name in ("metrics", "spread", "seconds")}
-        return Evaluation(**numbers, environment=evaluation.environment, error=error)
+        return replace(
+            evaluation,
+            metrics=_finite(evaluation.metrics),
+            spread=_finite(evaluation.spread),
+            seconds=_finite(evaluation.seconds),
+            error=error,
+        )
 
     def _read(self, trial: FrozenTrial) -> Trial:
         attributes = trial.user_attrs
@@ -222,6 +220,7 @@ class Study:
                 seconds=attributes["seconds"],
                 environment=attributes["environment"],
                 error=attributes["error"] if trial.state == TrialState.FAIL else None,
+                halves=_halves(attributes.get("halves")),
                 number=trial.number,
                 candidate=candidate,
             )
@@ -279,6 +278,13 @@ def stored_identity(storage: str, name: str = "qnas") -> dict[str, str]:
         identity = _identity(storage, study.user_attrs.get(_ATTRIBUTE))
         opened.remove_session()
         return identity
+
+
+def _halves(stored: Mapping[str, Any] | None) -> Halves | None:
+    if stored is None:
+        return None
+    soft = stored["soft"]
+    return Halves(int(stored["examples"]), tuple(stored["accuracy"]), None if soft is None else tuple(map(float, soft)))
 
 
 def _finite(values: Mapping[str, float]) -> dict[str, float]:

@@ -33,7 +33,7 @@ RUNTIME_ERRORS: tuple[type[Exception], ...] = (
 )
 _FATAL = 4
 _SPIN = 0.08  # seconds in which threads of ONNX Runtime 1.31 look for work after a run: they would slow the next model
-_UNDISTURBED = 0.97
+UNDISTURBED = 0.97
 _CPUS = Path("/proc/cpuinfo")
 
 
@@ -186,7 +186,7 @@ def _undisturbed_turn(
     best = _turn(model, inputs, request, warm_up)
     for _ in range(2):
         # A thread that may sleep leaves its core of its own accord.
-        if best[1] >= _UNDISTURBED or (request.threads > 1 and not request.spinning):
+        if best[1] >= UNDISTURBED or (request.threads > 1 and not request.spinning):
             break
         best = max(best, _turn(model, inputs, request, 1), key=lambda turn: turn[1])
     return best

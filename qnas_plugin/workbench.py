@@ -21,11 +21,12 @@ import numpy.typing as npt
 
 from qnas_plugin import __version__, batch_norm, measure, ranges
 from qnas_plugin._quantizer import Quantized
+from qnas_plugin.belief import RATIO, SOFT, Halves
 from qnas_plugin.environment import detect
 from qnas_plugin.errors import OutputError
 from qnas_plugin.hardware import RuntimeSetting
 from qnas_plugin.materialize import Graph, subnet
-from qnas_plugin.metrics import REFERENCE, Scorer, standard_error
+from qnas_plugin.metrics import REFERENCE, Scored, Scorer, standard_error
 from qnas_plugin.outline import Outline
 from qnas_plugin.precision import FORMATS
 from qnas_plugin.quantize import Calibrated, Groups, Policy, Ranges, observe
@@ -36,6 +37,12 @@ from qnas_plugin.tasks import Batch, Inputs
 
 CALIBRATED_KEPT = 2
 """How many subnets with their ranges are kept in memory: neighbours in a search often share one."""
+
+LATENCY_SECONDS = 1.0
+"""A trial's measured latency takes at least so long, the reference's share included."""
+
+CORE_SHARE = "core_share"
+"""The metric of a trial during which something else ran on its core: the part of the time that it had it for itself."""
 
 SHARE = 2
 """Quantized weights of several subnets are kept in memory, up to the bytes of the supernet's FP32 weights over this."""
@@ -67,6 +74,7 @@ class Workbench:
         timing_inputs: What latencies are measured on.
         setting: What latencies are measured at.
         judge: What gives the accuracy of a file in place of search data and scorer: a host's own evaluation.
+        reference: What each candidate is timed in turns with, so that latencies of a search can be compared.
     """
 
     graph: Graph
@@ -76,6 +84,7 @@ class Workbench:
     timing_inputs: Inputs
     setting: RuntimeSetting
     judge: Callable[[Path], float] | None = None
+    reference: Job | None = None
     _kept: OrderedDict[str, Calibrated] = field(default_factory=OrderedDict, init=False, repr=False)
     _quantized: Quantized = field(default_factory=dict, init=False, repr=False)
 
@@ -140,22 +149,43 @@ class Workbench:
                 write(path, outline)
             del outline
             with _stage("accuracy", seconds):
-                scores = self.scores(path, threads=threads)
+                scored = self.scores(path, threads=threads)
+        found = accuracy_of(scored)
         with _stage("latency", seconds):
-            latency_ms, spread_ms = job.latency or self._latency(path)
-        metrics = {"accuracy": float(scores.mean()), "latency_ms": latency_ms, "size_mb": measure.size_mb(path)}
-        spread = {"accuracy": standard_error(scores), "latency_ms": spread_ms}
-        return Evaluation(metrics, spread, seconds)
+            timed, spread_ms = self._latency(path, folder, threads) if job.latency is None else _of_table(job.latency)
+        metrics = {**found.metrics, **timed, "size_mb": measure.size_mb(path)}
+        return replace(found, metrics=metrics, spread={**found.spread, "latency_ms": spread_ms}, seconds=seconds)
 
-    def scores(self, model: Path, *, threads: int) -> npt.NDArray[np.float64]:
-        """The score ``(n,)`` that an ONNX file gets for each example of the search part; what a judge gives is one."""
+    def scores(self, model: Path, *, threads: int) -> Scored:
+        """What an ONNX file gets for each example of the search part; what a judge gives stands for one."""
         if self.judge is not None:
-            return np.array([self.judge(model)])
+            return Scored(np.array([self.judge(model)]))
         return measure.scores(model, self.search, self.scorer, threads=threads)
 
-    def _latency(self, model: Path) -> tuple[float, float]:
-        latency = measure.latency([model], self.timing_inputs, self.setting, rounds=3)[0]
-        return latency.median, latency.spread * latency.median
+    def _latency(self, model: Path, folder: Path, threads: int) -> tuple[dict[str, float], float]:
+        """The latency in turns with the reference; once more, where something else ran on the model's core."""
+        models = [model]
+        if self.reference is not None:
+            models.append(folder / "reference.onnx")
+            if not models[1].exists():
+                with measure.between_measurements():
+                    write(models[1], self.build(self.reference, threads=threads))
+
+        def timed() -> list[measure.Latency]:
+            return measure.latency(
+                models, self.timing_inputs, self.setting, rounds=3, minimum_seconds=LATENCY_SECONDS / len(models)
+            )
+
+        latencies = timed()
+        if measure.disturbed(latencies, self.setting):
+            latencies = max(latencies, timed(), key=lambda each: min(latency.core_share for latency in each))
+        own = latencies[0]
+        found = {"latency_ms": own.median}
+        if self.reference is not None:
+            found[RATIO] = latencies[1].median / own.median
+        if measure.disturbed(latencies, self.setting):
+            found[CORE_SHARE] = min(latency.core_share for latency in latencies)
+        return found, own.spread * own.median
 
     def _calibrated(
         self, cut: Cut, groups: Groups, policy: Policy, seconds: dict[str, float], threads: int
@@ -197,6 +227,20 @@ class Workbench:
         most = sum(array.nbytes for array in self.graph.weights.values()) // SHARE
         while sum(weight.quantized_data.nbytes for weight in self._quantized.values()) > most:
             del self._quantized[next(iter(self._quantized))]
+
+
+def accuracy_of(scored: Scored) -> Evaluation:
+    """The accuracy of a model by its scores, with all that they say about it."""
+    metrics = {"accuracy": float(scored.scores.mean())}
+    if scored.soft is not None:
+        metrics[SOFT] = float(scored.soft.mean())
+    several = len(scored.scores) > 1
+    spread = {"accuracy": standard_error(scored.scores)} if several else {}
+    return Evaluation(metrics, spread, halves=Halves.of(scored) if several else None)
+
+
+def _of_table(latency: tuple[float, float]) -> tuple[dict[str, float], float]:
+    return {"latency_ms": latency[0]}, latency[1]
 
 
 def write(path: Path, model: Outline) -> None:

@@ -7,7 +7,16 @@ import numpy as np
 import pytest
 
 from qnas_plugin.errors import UnknownNameError, UsageError
-from qnas_plugin.metrics import Scorer, accuracy, agreement, cosine, load, references, standard_error
+from qnas_plugin.metrics import (
+    Scorer,
+    accuracy,
+    agreement,
+    cosine,
+    label_probability,
+    load,
+    references,
+    standard_error,
+)
 
 
 @pytest.fixture
@@ -101,3 +110,24 @@ def test_load_names_what_is_wrong(mine: str) -> None:
 def test_standard_error_of_a_share_is_the_binomial_one() -> None:
     scores = np.array([1.0] * 30 + [0.0] * 10)
     assert standard_error(scores) == pytest.approx((0.75 * 0.25 / 40) ** 0.5)
+
+
+def test_soft_score_is_the_probability_of_the_label() -> None:
+    logits = np.log(np.array([[0.7, 0.2, 0.1], [0.3, 0.3, 0.4]])) + 5
+    np.testing.assert_allclose(label_probability({"y": logits}, np.array([0, 2])), [0.7, 0.4])
+    np.testing.assert_allclose(label_probability({"y": np.exp(logits - 5)}, np.array([0, 2])), [0.7, 0.4])
+    np.testing.assert_allclose(label_probability({"y": logits}, np.array([-100, 3])), [0, 0])
+    np.testing.assert_allclose(label_probability({"y": logits[None]}, np.array([[0, 2]])), [0.55])
+
+
+def test_scorer_gives_soft_scores_where_the_metric_has_some() -> None:
+    outputs, positions = {"y": np.log(np.array([[0.7, 0.3], [0.2, 0.8]]))}, np.array([1, 0])
+    soft = Scorer("accuracy", np.array([0, 1])).soft(outputs, positions)
+    assert soft is not None
+    np.testing.assert_allclose(soft, [0.3, 0.2])
+    theirs = references([(positions, {"y": np.array([[1.0, 0.0], [0.0, 1.0]])})])
+    agreeing = Scorer("agreement", theirs).soft(outputs, positions)
+    assert agreeing is not None
+    np.testing.assert_allclose(agreeing, [0.7, 0.8])
+    assert Scorer("cosine", theirs).soft(outputs, positions) is None
+    assert Scorer("accuracy", np.array(["a", "b"])).soft(outputs, positions) is None

@@ -14,6 +14,7 @@ from qnas_plugin.objectives import (
     check_objectives,
     hypervolume,
     losses,
+    near_front,
     non_dominated,
     parse_limit,
     violations,
@@ -113,3 +114,16 @@ def test_check_objectives_refuses(names: list[str], error: type[Exception], mess
 
 def test_check_objectives_keeps_the_order() -> None:
     assert check_objectives(["size_mb", "accuracy"]) == ("size_mb", "accuracy")
+
+
+def test_near_front_adds_what_noise_may_hide() -> None:
+    points = np.array([[0.0, 2.0], [1.0, 1.0], [2.0, 0.0], [1.05, 1.0], [1.4, 1.2], [3.0, 3.0]])
+    tolerance = np.tile([0.1, 0.1], (len(points), 1))
+    assert near_front(points, tolerance).tolist() == [True, True, True, True, False, False]
+    assert near_front(points, 5 * tolerance).tolist() == [True, True, True, True, True, False]
+    np.testing.assert_array_equal(near_front(points, 0 * tolerance), non_dominated(points))
+
+
+def test_near_front_at_most_doubles_the_front() -> None:
+    points = np.column_stack([np.linspace(0, 1, 50), np.linspace(0, 1, 50)])
+    assert near_front(points, np.full((50, 2), 10.0)).sum() == 2

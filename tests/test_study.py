@@ -12,8 +12,9 @@ import numpy as np
 import optuna
 import pytest
 
+from qnas_plugin.belief import Halves
 from qnas_plugin.errors import CandidateError, OutputError, StudyError
-from qnas_plugin.objectives import Limit
+from qnas_plugin.metrics import Scored
 from qnas_plugin.search import Algorithm, Observation, Problem, random
 from qnas_plugin.space import Candidate, Condition, SearchSpace, Variable
 from qnas_plugin.study import Evaluation, Study, drive, stored_identity
@@ -123,17 +124,15 @@ def test_add_takes_numbers_of_numpy(journal: Path) -> None:
         assert study.trials()[0].spread == {"accuracy": 0.5, "latency_ms": 2.0}
 
 
-def test_pareto_trials_keep_limits_and_are_not_dominated(journal: Path) -> None:
-    points = [(0.9, 5.0), (0.8, 6.0), (0.95, 9.0), (0.5, 1.0), (0.4, 1.0)]
-    with open_study(str(journal), limits=[Limit("latency_ms", "<=", 8.0)]) as study:
-        for candidate, (accuracy, latency_ms) in zip(candidates(5), points, strict=True):
-            study.add(candidate, Evaluation({"accuracy": accuracy, "latency_ms": latency_ms}))
-        study.add(candidates(6)[5], Evaluation(error="failed"))
-        assert [trial.number for trial in study.pareto_trials()] == [0, 3]
+def test_add_stores_halves_of_the_scores(journal: Path) -> None:
+    halves = Halves.of(Scored(np.array([0.0, 1, 1, 1]), np.array([0.2, 0.7, 0.8, 0.9])))
+    evaluation = Evaluation({"accuracy": 0.75, "accuracy_soft": 0.65, "latency_ms": 2.0}, halves=halves)
     with open_study(str(journal)) as study:
-        assert [trial.number for trial in study.pareto_trials()] == [0, 2, 3]
-    with open_study(str(journal), limits=[Limit("size_mb", "<=", 8.0)]) as study:
-        assert study.pareto_trials() == []
+        study.add(candidates(1)[0], evaluation)
+        study.add(candidates(2)[1], Evaluation({"accuracy": 0.75, "latency_ms": 2.0}))
+        trials = study.trials()
+    assert trials[0].halves == trials[0].observation.halves == halves
+    assert trials[1].halves is None
 
 
 @pytest.mark.parametrize(

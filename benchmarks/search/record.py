@@ -146,7 +146,7 @@ def _record(live: Live, journal: Path, candidates: int) -> None:
 
 
 def _right(model: Path, batches: list[Batch], examples: Examples) -> str:
-    right = measure.scores(model, batches, Scorer("accuracy", examples.labels), threads=1) == 1
+    right = measure.scores(model, batches, Scorer("accuracy", examples.labels), threads=1).scores == 1
     return base64.b64encode(np.packbits(right).tobytes()).decode()
 
 

@@ -6,10 +6,10 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from qnas_plugin.artifacts import write_candidate
 from qnas_plugin.commands.tune import load
 from qnas_plugin.errors import QnasError, UsageError
 from qnas_plugin.request import TuneRequest
+from qnas_plugin.results.write import write_candidate
 from qnas_plugin.space import Candidate, Precision, SearchSpace, Value
 
 

@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from qnas_plugin import latency_table, predictors, registry
+from qnas_plugin.belief import Beliefs, believed
 from qnas_plugin.commands.stored import request_in, trials_in
 from qnas_plugin.commands.tune import load, load_network
 from qnas_plugin.errors import CandidateError, StudyError, UsageError
@@ -26,9 +28,11 @@ from qnas_plugin.hardware import detect, load_profile, match
 from qnas_plugin.latency_table import Estimator
 from qnas_plugin.objectives import losses, non_dominated
 from qnas_plugin.request import TuneRequest
+from qnas_plugin.results.write import witness_record
 from qnas_plugin.search import ExactMetric, Problem
 from qnas_plugin.search.linas import PREDICTORS, predicted_front
 from qnas_plugin.space import Candidate, Genes
+from qnas_plugin.study import Evaluation
 from qnas_plugin.supernets import Supernet
 
 if TYPE_CHECKING:
@@ -43,7 +47,7 @@ class Member:
 
     Args:
         candidate: What it is.
-        metrics: Accuracy on the search part, latency of the table, size.
+        metrics: Accuracy on the search part, corrected by what all trials say; latency of the table; size.
         accuracy: Whether the study or this run measured the accuracy, or it is predicted.
     """
 
@@ -144,7 +148,8 @@ def retarget(
         "notes": against,
         "objectives": list(request.objectives),
         "trials": known.stored,
-        "evaluated": len(known.metrics) - known.stored,
+        "evaluated": len(known.known) - known.stored,
+        "witness": witness_record(known.beliefs.accuracy),
         "failed": failed,
         "seconds": time.monotonic() - began,
         "members": [
@@ -178,7 +183,7 @@ class _Known:
     def __init__(self, supernet: Supernet, request: TuneRequest, estimator: Estimator, seed: int) -> None:
         self.supernet, self.request, self.estimator, self.seed = supernet, request, estimator, seed
         self.genes: list[Genes] = []
-        self.metrics: list[Mapping[str, float]] = []
+        self.known: list[Evaluation] = []
         self.stored, self.overhead_mb = 0, 0.0
         exact: dict[str, ExactMetric] = {
             "latency_ms": estimator,
@@ -193,24 +198,24 @@ class _Known:
             StudyError: There are too few, or they are of another checkpoint.
         """
         for trial in trials_in(folder, self.request, self.supernet)[1]:
-            self._add(trial.candidate, trial.metrics)
-        self.stored = len(self.metrics)
+            self._add(trial.candidate, trial)
+        self.stored = len(self.known)
         if self.stored < 3:
             raise StudyError(f"{folder} has {self.stored} finished trials, at least 3 are needed; run qnas tune longer")
-        files_mb = np.array([row["size_mb"] for row in self.metrics])
+        files_mb = np.array([trial.metrics["size_mb"] for trial in self.known])
         self.overhead_mb = float(np.median(files_mb - self.supernet.weight_mb(np.array(self.genes))))
 
     def pareto_set(self) -> tuple[Member, ...]:
         """Best of what was measured and what is predicted, fastest first."""
         space, rng = self.supernet.space, np.random.default_rng(self.seed)
-        genes = np.array(self.genes)
-        predicted, _ = predicted_front(self.problem, genes, self.metrics, rng)
-        accuracy = self._predictions(predicted, rng)[0]
+        genes, metrics = np.array(self.genes), self.beliefs.metrics
+        predicted, values = predicted_front(self.problem, genes, metrics, rng)
+        accuracy = -values[:, self.request.objectives.index("accuracy")]
         measured = {row.tobytes() for row in genes}
         new = [i for i, row in enumerate(predicted) if row.tobytes() not in measured]
         everything = np.concatenate([genes, predicted[new]])
         columns = {
-            "accuracy": np.concatenate([[row["accuracy"] for row in self.metrics], accuracy[new]]),
+            "accuracy": np.concatenate([[row["accuracy"] for row in metrics], accuracy[new]]),
             **{name: exact(everything) for name, exact in self.problem.exact.items()},
         }
         rows = [dict(zip(columns, row, strict=True)) for row in np.column_stack(list(columns.values())).tolist()]
@@ -225,8 +230,7 @@ class _Known:
         if not candidates:
             return []
         genes = np.array([self.supernet.space.encode(candidate) for candidate in candidates])
-        _, *each = self._predictions(genes, np.random.default_rng(self.seed))
-        order = np.argsort(-np.ptp(np.array(each), axis=0), kind="stable")[:count]
+        order = np.argsort(-np.ptp(self._predictions(genes), axis=0), kind="stable")[:count]
         return [candidates[i] for i in order.tolist()]
 
     def evaluate(self, evaluator: Evaluator, candidates: Sequence[Candidate]) -> int:
@@ -235,23 +239,27 @@ class _Known:
         with tempfile.TemporaryDirectory(prefix="qnas-") as folder:
             for candidate in candidates:
                 try:
-                    self._add(candidate, {"accuracy": evaluator.accuracy(candidate, Path(folder))})
+                    self._add(candidate, evaluator.accuracy(candidate, Path(folder)))
                 except CandidateError:
                     failed += 1
         return failed
 
-    def _add(self, candidate: Candidate, metrics: Mapping[str, float]) -> None:
-        self.genes.append(self.supernet.space.encode(candidate))
-        self.metrics.append(metrics)
+    @property
+    def beliefs(self) -> Beliefs:
+        """What all of them together say."""
+        return believed(self.known)
 
-    def _predictions(self, genes: Genes, rng: np.random.Generator) -> list[Any]:
-        """Accuracies by the predictor that ranks best, and by each one."""
+    def _add(self, candidate: Candidate, evaluation: Evaluation) -> None:
+        self.genes.append(self.supernet.space.encode(candidate))
+        self.known.append(evaluation)
+
+    def _predictions(self, genes: Genes) -> npt.NDArray[np.float64]:
+        """Accuracies by each predictor, ``(predictors, m)``."""
         features = partial(predictors.features, self.supernet.space)
-        X, y = features(np.array(self.genes)), np.array([row["accuracy"] for row in self.metrics])
-        best, _ = predictors.choose(PREDICTORS, X, y, rng)
-        results = [best.predict(features(genes))]
+        X, y = features(np.array(self.genes)), np.array([row["accuracy"] for row in self.beliefs.metrics])
+        results = []
         for name in PREDICTORS:
             predictor: predictors.Predictor = registry.load("predictors", name).create()
             predictor.fit(X, y)
             results.append(predictor.predict(features(genes)))
-        return results
+        return np.array(results)

@@ -12,7 +12,6 @@ from qnas_plugin.files import make_folder
 from qnas_plugin.request import TrainRequest
 from qnas_plugin.space import Precision
 from qnas_plugin.supernets import Elastic, check_labels
-from qnas_plugin.tasks import SplitSizes
 from qnas_plugin.training import instatune
 
 
@@ -33,8 +32,7 @@ def train(
     on_stage("Loading the data and the checkpoint")
     make_folder(request.out)
     task, family = registry.load("tasks", request.task), registry.load("supernets", request.supernet)
-    sizes = SplitSizes(calibration=request.calibration_samples, search=request.search_samples)
-    dataset = task.load(request.data, sizes=sizes)
+    dataset = task.load(request.data, sizes=request.sizes)
     processor = task.processor(request.checkpoint, max_length=request.max_length)
     elastic = Elastic(**{field.name: getattr(request, field.name) for field in fields(Elastic)})
     supernet = family.load(request.checkpoint, label_names=dataset.label_names, elastic=elastic)
@@ -77,7 +75,6 @@ def train(
             "smallest_search": instatune.accuracy(
                 supernet, smallest, dataset.search, processor, statistics=dataset.calibration
             ),
-            "largest_report": instatune.accuracy(supernet, None, dataset.report, processor),
         },
     }
     supernet.save(request.out)

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from qnas_plugin import hardware, latency_table, registry, tasks
-from qnas_plugin.artifacts import Result, verify, write_result
 from qnas_plugin.commands.stored import study_in
 from qnas_plugin.errors import CheckpointError, HardwareError, LatencyTableError, StudyError
 from qnas_plugin.evaluate import Evaluator
@@ -22,6 +21,9 @@ from qnas_plugin.measure import Latency
 from qnas_plugin.metrics import load as load_metric
 from qnas_plugin.objectives import hypervolume, losses, signs
 from qnas_plugin.request import TuneRequest
+from qnas_plugin.results.member import Result
+from qnas_plugin.results.verify import verify
+from qnas_plugin.results.write import write_result
 from qnas_plugin.search import Algorithm, ExactMetric, Problem
 from qnas_plugin.space import Candidate, Precision
 from qnas_plugin.study import Evaluation, Study, Trial, drive
@@ -97,6 +99,7 @@ class Loaded:
             here=self.here,
             timer=None if self.here or self.estimator or self.request.cluster is None else self._time_elsewhere,
             judge=self.judge,
+            reference=self.supernet.space.corner("largest", Precision(self.request.against)),
         )
 
     def _time_elsewhere(
@@ -116,9 +119,8 @@ def load(request: TuneRequest) -> Loaded:
         QnasError: Something is missing, malformed, or doesn't fit the rest.
     """
     profile, setting, here = load_hardware(request)
-    sizes = tasks.SplitSizes(calibration=request.calibration_samples, search=request.search_samples)
     task = registry.load("tasks", request.task)
-    dataset: tasks.Dataset = task.load(request.data, sizes=sizes)
+    dataset: tasks.Dataset = task.load(request.data, sizes=request.sizes)
     dataset = replace(dataset, metric=request.metric or dataset.metric)
     load_metric(dataset.metric)
     supernet = load_network(request)
@@ -214,9 +216,8 @@ def tune(
         on_stage("Loading the data, the supernet and the hardware profile")
         loaded = load(request)
     space = loaded.supernet.space
-    searched, reported = len(loaded.dataset.search), len(loaded.dataset.report)
-    if min(searched, reported) < FEW:
-        on_stage(f"Only {searched} examples steer the search and {reported} verify it: small differences are chance")
+    if loaded.judge is None:
+        on_stage(_sizes(loaded.dataset))
     identity = {
         "supernet": request.supernet or "onnx",
         "checkpoint": loaded.supernet.fingerprint,
@@ -262,6 +263,14 @@ def tune(
         )
         write_result(result, study.trials(), request.out)
     return result
+
+
+def _sizes(dataset: tasks.Dataset) -> str:
+    """What the parts of the data are for, and whether they are small."""
+    search, selection, report = len(dataset.search), len(dataset.selection), len(dataset.report)
+    few = "; few: small differences are chance" if min(search, selection or search, report) < FEW else ""
+    chosen = f"{selection} choose what is recommended" if selection else "none choose what is recommended"
+    return f"{search} examples steer the search, {chosen}, {report} verify it{few}"
 
 
 def _search(

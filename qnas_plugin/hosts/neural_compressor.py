@@ -22,11 +22,11 @@ import numpy as np
 import onnx
 
 from qnas_plugin import onnx_model
-from qnas_plugin.artifacts import Result
 from qnas_plugin.commands.tune import Loaded, load_hardware, tune
 from qnas_plugin.commands.tune import Progress as Searched
 from qnas_plugin.errors import DataError, QnasError, StudyError, UsageError
 from qnas_plugin.request import TuneRequest
+from qnas_plugin.results.member import Result
 from qnas_plugin.tasks import Dataset, Examples, content_key
 from qnas_plugin.tasks.arrays import ArrayProcessor, processor
 
@@ -307,6 +307,7 @@ def _dataset(examples: Sequence[Mapping[str, Any]]) -> Dataset:
         train=none,
         calibration=Examples(examples, np.zeros(len(examples), dtype=np.int64)),
         search=none,
+        selection=none,
         report=none,
         label_names=(),
         metric="accuracy",

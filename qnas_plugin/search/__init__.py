@@ -14,6 +14,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from qnas_plugin.belief import Halves
 from qnas_plugin.objectives import Limit
 from qnas_plugin.space import Candidate, Genes, SearchSpace
 
@@ -40,10 +41,17 @@ class Problem:
 
 @dataclass(frozen=True)
 class Observation:
-    """A candidate that was evaluated; ``metrics`` is None when it failed."""
+    """A candidate that was evaluated.
+
+    Args:
+        candidate: What was evaluated.
+        metrics: Values by name; None when it failed.
+        halves: Mean scores on halves of the examples, where they are known.
+    """
 
     candidate: Candidate
     metrics: Mapping[str, float] | None
+    halves: Halves | None = None
 
 
 class Algorithm(Protocol):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 
 import numpy as np
 
+from qnas_plugin.belief import believed
 from qnas_plugin.search import Observation, Problem
 from qnas_plugin.space import Candidate, Genes, Precision, SearchSpace
 
@@ -146,16 +147,19 @@ def baselines(space: SearchSpace) -> Iterator[Genes]:
             yield space.encode(space.corner(size, precision))
 
 
-def measured(problem: Problem, history: Sequence[Observation]) -> tuple[Genes, list[Mapping[str, float]]]:
-    """Genotypes ``(m, n)`` and metrics of the trials that have every metric of the objectives and limits."""
+def measured(problem: Problem, history: Sequence[Observation]) -> tuple[Genes, Sequence[Mapping[str, float]]]:
+    """Genotypes ``(m, n)`` of the trials that have every metric of the objectives and limits, and what is believed.
+
+    The metrics are those of ``qnas_plugin.belief``: accuracies and latencies as all these trials together say.
+    """
     needed = metric_names(problem)
     complete = [
-        (problem.space.encode(observation.candidate), observation.metrics)
+        observation
         for observation in history
         if observation.metrics is not None and all(name in observation.metrics for name in needed)
     ]
-    genes = np.array([row for row, _ in complete], dtype=np.int64).reshape(-1, len(problem.space))
-    return genes, [metrics for _, metrics in complete]
+    genes = np.array([problem.space.encode(observation.candidate) for observation in complete], dtype=np.int64)
+    return genes.reshape(-1, len(problem.space)), believed(complete).metrics
 
 
 def metric_names(problem: Problem) -> list[str]:

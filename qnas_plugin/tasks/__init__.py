@@ -1,4 +1,4 @@
-"""The seam of the tasks: a data set in four disjoint parts, and what turns its raw examples into model inputs.
+"""The seam of the tasks: a data set in five disjoint parts, and what turns its raw examples into model inputs.
 
 A task is a module of this folder (or of an entry point ``qnas_plugin.tasks``) with two functions:
 
@@ -40,10 +40,16 @@ class Examples:
 
     An example is a text, an image as a ``uint8`` array ``(h, w, c)``, a question with an image's file, or arrays by the
     name of the model's input.
+
+    Args:
+        inputs: ``n`` of them.
+        labels: Of each.
+        clusters: The number ``(n,)`` of what examples share, where they depend on each other: the image of questions.
     """
 
     inputs: Sequence[Any]
     labels: npt.NDArray[Any]
+    clusters: npt.NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -53,37 +59,58 @@ class Examples:
 class SplitSizes:
     """How many examples each held-out part gets at most; None takes all that its source has.
 
-    A part that is cut from data of which something must be left takes no more than a third of it.
+    A part that is cut from data of which something must be left takes no more than a third of it, search and selection
+    together no more than half.
 
     Args:
         calibration: Examples for the ranges of static quantization, from the training data.
         search: Examples for the accuracy that steers the search, from the training data.
+        selection: Examples on which the recommended member is chosen, from the training data; None is as many as the
+            search has.
         report: Examples for the verified results, from the official validation or test split.
     """
 
     calibration: int = 128
     search: int | None = 2000
+    selection: int | None = None
     report: int | None = None
+
+    @property
+    def held_out(self) -> int | None:
+        """Examples for search and selection together."""
+        return (
+            None if self.search is None else self.search + (self.search if self.selection is None else self.selection)
+        )
+
+    def divided(self, count: int) -> int:
+        """How many of ``count`` examples that were held out for both are for the search; both shrink alike."""
+        if self.search is None:
+            return count - min(count // 2, count if self.selection is None else self.selection)
+        selection = self.search if self.selection is None else self.selection
+        return count - min(selection, count * selection // (self.search + selection))
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set in four disjoint parts. The split depends on the data and the sizes alone, never on a seed.
+    """A data set in five disjoint parts. The split depends on the data and the sizes alone, never on a seed.
 
     Args:
-        train: What training may see; disjoint from the other three.
+        train: What training may see; disjoint from the other four.
         calibration: Part of the training data, for quantization ranges.
         search: Part of the training data, for the accuracy that steers the search.
+        selection: Part of the training data, on which nothing is searched: what is recommended is chosen on it. It may
+            be empty.
         report: The official validation or test split, for the verified results only.
         label_names: Names in the order of the label numbers.
         metric: The name of the metric, see ``qnas_plugin.metrics``.
-        fingerprint: Twelve hexadecimal digits of the content of all four parts.
+        fingerprint: Twelve hexadecimal digits of the content of all parts.
         source: Where the data came from, for people.
     """
 
     train: Examples
     calibration: Examples
     search: Examples
+    selection: Examples
     report: Examples
     label_names: tuple[str, ...]
     metric: str
@@ -155,18 +182,32 @@ def content_key(*fields: bytes) -> bytes:
 
 @dataclass(frozen=True)
 class Pool:
-    """Examples before the split: items, labels ``(n,)``, and the `content_key` of each item."""
+    """Examples before the split.
+
+    Args:
+        items: ``n`` of them.
+        labels: Of each.
+        keys: The `content_key` of each item.
+        clusters: The `content_key` of what items share that depend on each other, the image of several questions; None
+            where nothing is shared.
+    """
 
     items: Sequence[Any]
     labels: npt.NDArray[Any]
     keys: Sequence[bytes]
+    clusters: Sequence[bytes] | None = None
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def take(self, positions: Sequence[int]) -> Pool:
         """The examples at these positions, in their order."""
-        return Pool([self.items[i] for i in positions], self.labels[list(positions)], [self.keys[i] for i in positions])
+        return Pool(
+            [self.items[i] for i in positions],
+            self.labels[list(positions)],
+            [self.keys[i] for i in positions],
+            None if self.clusters is None else [self.clusters[i] for i in positions],
+        )
 
     def without(self, other: Pool) -> Pool:
         """The examples whose content the other pool does not have."""
@@ -189,6 +230,21 @@ class Pool:
         limit = max(1, len(first) // one_in)
         part = self.take(list(first.values())[: limit if size is None else min(size, limit)])
         return part, self.without(part)
+
+    def divided(self, sizes: SplitSizes) -> tuple[Pool, Pool]:
+        """What was held out for search and selection, apart; examples of one cluster stay together."""
+        clusters = self.keys if self.clusters is None else self.clusters
+        order = sorted(range(len(self)), key=lambda i: (clusters[i], self.keys[i]))
+        last = sizes.divided(len(self))
+        while 0 < last < len(order) and clusters[order[last - 1]] == clusters[order[last]]:
+            last += 1
+        return self.take(order[:last]), self.take(order[last:])
+
+    def examples(self, view: Callable[[Sequence[Any]], Sequence[Any]] = list) -> Examples:
+        """The raw examples; ``view`` makes them of the items."""
+        numbers = {} if self.clusters is None else {key: i for i, key in enumerate(dict.fromkeys(self.clusters))}
+        clusters = None if self.clusters is None else np.array([numbers[key] for key in self.clusters], dtype=np.int64)
+        return Examples(view(self.items), self.labels, clusters)
 
 
 def held_out_and_report(splits: Collection[str], source: str) -> tuple[str | None, str]:
@@ -221,14 +277,14 @@ def assemble(
     source: str,
     view: Callable[[Sequence[Any]], Sequence[Any]] = list,
 ) -> Dataset:
-    """The data set of accuracy tasks, in four parts that share no content.
+    """The data set of accuracy tasks, in five parts that share no content.
 
     What stands in the report split leaves the other parts, and what stands in the held-out data leaves the training
     part whether it was chosen or not: with both given, ``train`` does not depend on the sizes.
 
     Args:
         train: The training data.
-        held_out: Training data that was held out; None cuts calibration and search from ``train``.
+        held_out: Training data that was held out; None cuts calibration, search and selection from ``train``.
         report: The official split; None cuts it from ``train``.
         sizes: How many examples each part gets.
         label_names: Names in the order of the label numbers.
@@ -239,9 +295,10 @@ def assemble(
         UsageError: A size is below 1.
         DataError: A part would be empty.
     """
-    for name, size in (("calibration", sizes.calibration), ("search", sizes.search), ("report", sizes.report)):
-        if size is not None and size < 1:
-            raise UsageError(f"the {name} split needs at least 1 example, got {size}")
+    for name, least in (("calibration", 1), ("search", 1), ("selection", 0), ("report", 1)):
+        size = getattr(sizes, name)
+        if size is not None and size < least:
+            raise UsageError(f"the {name} split needs at least {least} example{'s' * (not least)}, got {size}")
     if report is None:
         report, train = train.cut(sizes.report, one_in=3)
     else:
@@ -250,22 +307,23 @@ def assemble(
         if sizes.report is not None and sizes.report < len(report):
             report, _ = report.cut(sizes.report)
     if held_out is None:
-        search, train = train.cut(sizes.search, one_in=3)
+        apart, train = train.cut(sizes.held_out, one_in=2)
         calibration, train = train.cut(sizes.calibration, one_in=3)
     else:
         train = train.without(held_out)
         calibration, rest = held_out.cut(sizes.calibration, one_in=3)
-        search, _ = rest.cut(sizes.search)
+        apart, _ = rest.cut(sizes.held_out)
+    search, selection = apart.divided(sizes)
 
-    parts = {"train": train, "calibration": calibration, "search": search, "report": report}
+    parts = {"train": train, "calibration": calibration, "search": search, "selection": selection, "report": report}
     for name, part in parts.items():
-        if not len(part):
+        if not len(part) and name != "selection":
             raise DataError(
                 f"{source}: no example is left for {name} once equal ones stand in one part; give more data"
             )
-    content = [b"".join(part.keys) + part.labels.astype("<i8").tobytes() for part in parts.values()]
+    content = [b"".join(part.keys) + part.labels.astype("<i8").tobytes() for part in parts.values() if len(part)]
     return Dataset(
-        **{name: Examples(view(part.items), part.labels) for name, part in parts.items()},
+        **{name: part.examples(view) for name, part in parts.items()},
         label_names=label_names,
         metric="accuracy",
         fingerprint=content_key("\0".join(label_names).encode(), *content).hex()[:12],

@@ -29,7 +29,6 @@ from qnas_plugin.tasks import (
     SPLITS,
     Batch,
     Dataset,
-    Examples,
     Inputs,
     Pool,
     SplitSizes,
@@ -52,7 +51,7 @@ def load(data: str, *, sizes: SplitSizes) -> Dataset:
     The metric is accuracy where there are labels, else the cosine similarity with the FP32 model.
 
     Raises:
-        DataError: There is no such file, it is malformed, or there are too few examples for three parts.
+        DataError: There is no such file, it is malformed, or there are too few examples.
         UsageError: The function cannot be imported.
     """
     path = Path(data)
@@ -73,18 +72,19 @@ def load(data: str, *, sizes: SplitSizes) -> Dataset:
     calibration, rest = pool.cut(sizes.calibration, one_in=3)
     if report is None:
         report, rest = rest.cut(sizes.report, one_in=2)
-    search, train = rest.cut(sizes.search)
-    parts = {"calibration": calibration, "search": search, "report": report}
+    apart, train = rest.cut(sizes.held_out)
+    search, selection = apart.divided(sizes)
+    parts = {"calibration": calibration, "search": search, "selection": selection, "report": report}
     for name, part in parts.items():
-        if not len(part):
+        if not len(part) and name != "selection":
             raise DataError(
                 f"{data}: {len(frozenset(pool.keys))} different examples are too few for calibration, search and "
                 f"report, none is left for {name}; give 3 at the very least"
             )
-    content = [b"".join((*part.keys, *_fields(LABELS, part.labels))) for part in (train, *parts.values())]
+    content = [b"".join((*part.keys, *_fields(LABELS, part.labels))) for part in (train, *parts.values()) if len(part)]
     return Dataset(
-        train=Examples(train.items, train.labels),
-        **{name: Examples(part.items, part.labels) for name, part in parts.items()},
+        train=train.examples(),
+        **{name: part.examples() for name, part in parts.items()},
         label_names=(),
         metric="accuracy" if pool.labels.size else "cosine",
         fingerprint=content_key(*content).hex()[:12],

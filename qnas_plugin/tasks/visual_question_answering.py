@@ -149,7 +149,7 @@ def _from_tables(tables: Mapping[str, Table], folder: Path, sizes: SplitSizes, s
     used = [split for split in ("train", held_out, report) if split is not None]
     pools = {split: _pool(tables[split], folder, names, digests) for split in used}
     if held_out is None:
-        apart, train = _hold_out(pools["train"], digests, sizes)
+        apart, train = _hold_out(pools["train"], sizes)
     else:
         apart, train = pools[held_out], pools["train"]
     return assemble(
@@ -165,7 +165,7 @@ def _from_tables(tables: Mapping[str, Table], folder: Path, sizes: SplitSizes, s
 def _pool(table: Table, folder: Path, names: Sequence[str], digests: dict[str, bytes]) -> Pool:
     """The questions of a table; the content keys of new images are added by their paths."""
     numbers = {name: number for number, name in enumerate(names)}
-    questions, labels, keys = [], [], []
+    questions, labels, keys, images = [], [], [], []
     rows = zip(*(_column(table, name) for name in _COLUMNS), strict=True)
     for row, (text, answer, image) in enumerate(rows):
         if answer.strip() not in numbers:
@@ -179,7 +179,8 @@ def _pool(table: Table, folder: Path, names: Sequence[str], digests: dict[str, b
         questions.append(Question(text, file))
         labels.append(numbers[answer.strip()])
         keys.append(content_key(" ".join(text.split()).encode(), digests[file.name]))
-    return Pool(questions, np.array(labels, dtype=np.int64), keys)
+        images.append(digests[file.name])
+    return Pool(questions, np.array(labels, dtype=np.int64), keys, images)
 
 
 def _column(table: Table, name: str) -> Sequence[str]:
@@ -193,13 +194,13 @@ def _column(table: Table, name: str) -> Sequence[str]:
     return table.columns[name]
 
 
-def _hold_out(pool: Pool, digests: Mapping[str, bytes], sizes: SplitSizes) -> tuple[Pool, Pool]:
+def _hold_out(pool: Pool, sizes: SplitSizes) -> tuple[Pool, Pool]:
     """All questions about some images, enough of them for the sizes or a third of the images, and all others."""
-    images = [digests[question.image.name] for question in pool.items]
+    images = pool.clusters or ()
     questions = Counter(dict(zip(pool.keys, images, strict=True)).values())
     found, chosen = 0, []
     for image in sorted(questions)[: max(1, len(questions) // 3)]:
-        if sizes.search is not None and found >= max(3 * sizes.calibration, sizes.calibration + sizes.search):
+        if sizes.held_out is not None and found >= max(3 * sizes.calibration, sizes.calibration + sizes.held_out):
             break
         chosen.append(image)
         found += questions[image]

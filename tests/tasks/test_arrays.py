@@ -30,7 +30,7 @@ def test_load_reads_a_folder_of_splits(tmp_path: Path) -> None:
     np.savez(tmp_path / "test.npz", x=test)
     dataset = load(str(tmp_path), sizes=SIZES)
     np.testing.assert_array_equal([example["x"] for example in dataset.report.inputs], test)
-    assert (len(dataset.calibration), len(dataset.search)) == (4, 16)
+    assert (len(dataset.calibration), len(dataset.search), len(dataset.selection)) == (4, 8, 8)
     assert dataset.metric == "cosine"
 
 

@@ -46,7 +46,7 @@ def _arrays(**changes: np.ndarray) -> dict[str, np.ndarray]:
 
 def test_load_gives_digits_scaled_to_bytes() -> None:
     dataset = load("digits", sizes=SplitSizes())
-    parts = (dataset.train, dataset.calibration, dataset.search, dataset.report)
+    parts = (dataset.train, dataset.calibration, dataset.search, dataset.selection, dataset.report)
     assert sum(map(len, parts)) == 1797
     assert len(dataset.report) == 599
     assert dataset.label_names == tuple("0123456789")
@@ -61,7 +61,7 @@ def test_load_gives_digits_scaled_to_bytes() -> None:
 def test_load_gives_images_of_folders_as_rgb(image_folder: Path) -> None:
     dataset = load(str(image_folder), sizes=SIZES)
     assert dataset.label_names == ("cat", "dog", "owl")
-    assert len(dataset.train) == 36 - 4 - 6
+    assert len(dataset.train) == 36 - 4 - 6 - 6
     assert dataset.source == f"{image_folder} (train, test)"
     files = sorted((image_folder / "test").glob("*/*.png"))
     assert len(files) == len(dataset.report)
@@ -129,7 +129,7 @@ def test_load_gives_the_arrays_of_an_npz_file(tmp_path: Path, channels: int | No
     np.testing.assert_array_equal(np.stack(dataset.report.inputs), arrays["x_test"].reshape(9, 8, 8, channels or 1))
     np.testing.assert_array_equal(dataset.report.labels, arrays["y_test"])
     assert dataset.label_names == ("0", "1", "2")
-    assert len(dataset.train) == 30
+    assert len(dataset.train) == 40 - 4 - 6 - 6
 
 
 @pytest.mark.parametrize(

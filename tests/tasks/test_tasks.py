@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 from qnas_plugin.errors import DataError, UsageError
 from qnas_plugin.tasks import Dataset, OnAccess, Pool, SplitSizes, assemble, content_key, held_out_and_report
 
-PARTS = ("train", "calibration", "search", "report")
+PARTS = ("train", "calibration", "search", "selection", "report")
 
 
 def _pool(numbers: list[int], labels: list[int] | None = None) -> Pool:
@@ -42,7 +44,13 @@ numbers = st.lists(st.integers(0, 200), min_size=60, max_size=120)
     train=numbers,
     held_out=st.none() | st.lists(st.integers(300, 400), min_size=30, max_size=50, unique=True),
     report=st.none() | st.lists(st.integers(0, 20) | st.integers(300, 400), min_size=1, max_size=10),
-    sizes=st.builds(SplitSizes, st.integers(1, 10), st.none() | st.integers(1, 40), st.none() | st.integers(1, 5)),
+    sizes=st.builds(
+        SplitSizes,
+        st.integers(1, 10),
+        st.none() | st.integers(1, 40),
+        st.none() | st.integers(0, 40),
+        st.none() | st.integers(1, 5),
+    ),
 )
 def test_assemble_keeps_contents_apart(
     train: list[int], held_out: list[int] | None, report: list[int] | None, sizes: SplitSizes
@@ -58,10 +66,13 @@ def test_assemble_keeps_contents_apart(
         examples = getattr(dataset, part)
         assert [n % 2 for n in examples.inputs] == examples.labels.tolist()
     assert contents[0] <= set(train)
-    assert contents[1] | contents[2] <= set(train if held_out is None else held_out)
-    assert contents[3] <= set(train if report is None else report)
+    assert contents[1] | contents[2] | contents[3] <= set(train if held_out is None else held_out)
+    assert contents[4] <= set(train if report is None else report)
     assert len(dataset.calibration) <= sizes.calibration
     assert len(dataset.search) <= (sizes.search or len(train))
+    assert len(dataset.selection) <= (len(train) if sizes.selection is None else sizes.selection)
+    if sizes.selection is None:
+        assert 0 <= len(dataset.search) - len(dataset.selection) <= 1
 
 
 @given(train=st.permutations(range(40)))
@@ -83,12 +94,43 @@ def test_assemble_trains_on_the_same_for_all_sizes_when_data_is_held_out() -> No
     small = _assemble(list(range(50)), **splits, sizes=SplitSizes(calibration=3, search=5))
     large = _assemble(list(range(50)), **splits, sizes=SplitSizes(calibration=9, search=None))
     assert small.train.inputs == large.train.inputs == [0, *range(3, 40)]
-    assert len(large.search) == 50 - 9
+    assert len(large.search) + len(large.selection) == 50 - 9
 
 
-def test_assemble_takes_a_third_at_most_from_what_must_be_left() -> None:
+def test_assemble_takes_a_third_or_half_at_most_from_what_must_be_left() -> None:
     dataset = _assemble(list(range(90)), sizes=SplitSizes(calibration=1000, search=None, report=None))
-    assert [len(getattr(dataset, part)) for part in PARTS] == [27, 13, 20, 30]
+    assert [len(getattr(dataset, part)) for part in PARTS] == [20, 10, 15, 15, 30]
+
+
+@pytest.mark.parametrize(
+    ("search", "selection", "expected"), [(10, None, (10, 10)), (10, 5, (10, 5)), (30, 60, (10, 20)), (40, 0, (30, 0))]
+)
+def test_assemble_shrinks_search_and_selection_alike(
+    search: int, selection: int | None, expected: tuple[int, int]
+) -> None:
+    sizes = SplitSizes(calibration=5, search=search, selection=selection, report=1)
+    dataset = _assemble(list(range(50)), held_out=list(range(100, 135)), sizes=sizes)
+    assert (len(dataset.search), len(dataset.selection)) == expected
+
+
+def test_assemble_keeps_clusters_together() -> None:
+    """Questions about one image are not searched on and chosen by."""
+    images = [content_key(str(i // 4).encode()) for i in range(200)]
+    pool = replace(_pool(list(range(200))), clusters=images)
+    dataset = assemble(
+        _pool(list(range(300, 340))),
+        held_out=pool,
+        report=None,
+        sizes=SplitSizes(calibration=8, search=50),
+        label_names=("even", "odd"),
+        source="numbers",
+    )
+    assert dataset.search.clusters is not None
+    assert not {n // 4 for n in dataset.search.inputs} & {n // 4 for n in dataset.selection.inputs}
+    assert 50 <= len(dataset.search) <= 53
+    same = dataset.search.clusters[:, None] == dataset.search.clusters
+    numbers = np.array(dataset.search.inputs) // 4
+    np.testing.assert_array_equal(same, numbers[:, None] == numbers)
 
 
 def test_assemble_keeps_one_label_of_a_content_that_has_two() -> None:

@@ -26,7 +26,7 @@ def test_load_reports_exactly_the_official_split(
     dataset = load(str(folder), sizes=SIZES)
     assert dataset.report.inputs == [text for text, _ in report]
     assert dataset.report.labels.tolist() == [label for _, label in report]
-    assert len(dataset.train) == 40 - 4 - 6
+    assert len(dataset.train) == 40 - 4 - 6 - 6
     assert dataset.label_names == ("0", "1")
     assert dataset.metric == "accuracy"
     assert dataset.source == f"{folder} (train, validation)"
@@ -78,8 +78,8 @@ def test_load_cuts_all_parts_from_one_file(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"reviews{suffix}"
     path.write_bytes(gzip.compress(content.encode()) if suffix.endswith(".gz") else content.encode())
     dataset = load(str(path), sizes=SplitSizes(calibration=4, search=6, report=10))
-    parts = (dataset.train, dataset.calibration, dataset.search, dataset.report)
-    assert [len(part) for part in parts] == [40, 4, 6, 10]
+    parts = (dataset.train, dataset.calibration, dataset.search, dataset.selection, dataset.report)
+    assert [len(part) for part in parts] == [34, 4, 6, 6, 10]
     assert sorted(int(text.split()[1]) for part in parts for text in part.inputs) == list(range(60))
     assert all(
         int(text.split()[1]) % 2 == label
@@ -105,6 +105,7 @@ def test_load_keeps_quotes_of_tsv_and_reads_those_of_csv(tmp_path: Path) -> None
     assert all(text.startswith('a, "film" ') for text in load(str(tmp_path / "a.csv"), sizes=SIZES).train.inputs)
     dataset = load(str(tmp_path / "a.tsv"), sizes=SplitSizes(calibration=1, search=1, report=1))
     texts = {*dataset.train.inputs, *dataset.calibration.inputs, *dataset.search.inputs, *dataset.report.inputs}
+    texts |= set(dataset.selection.inputs)
     assert texts == {'"a', "film", 'a"b', "the"}
 
 

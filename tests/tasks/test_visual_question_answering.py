@@ -41,12 +41,16 @@ def test_load_holds_out_images_with_all_their_questions(folder: Path) -> None:
     assert dataset.label_names == ("no", "yes")
     images = {
         part: {question.image.name for question in getattr(dataset, part).inputs}
-        for part in ("train", "calibration", "search", "report")
+        for part in ("train", "calibration", "search", "selection", "report")
     }
-    assert not images["train"] & (images["calibration"] | images["search"] | images["report"])
-    assert len(images["train"]) == 18  # two more have 6 questions: 2 of them to calibrate with, 4 to search with
-    assert len(dataset.train) == 54
-    assert (len(dataset.calibration), len(dataset.search), len(dataset.report)) == (2, 4, 12)
+    assert not images["train"].intersection(*[names for part, names in images.items() if part != "train"])
+    assert not images["search"] & images["selection"]
+    assert len(images["train"]) == 16  # four more have 12 questions: to calibrate, to search and to choose with
+    assert len(dataset.train) == 48
+    assert len(dataset.calibration) == 2
+    assert 4 <= len(dataset.search) <= 6
+    assert 2 <= len(dataset.selection) <= 4
+    assert len(dataset.report) == 12
 
 
 def test_load_takes_the_held_out_questions_of_a_folder(folder: Path) -> None:
@@ -136,7 +140,7 @@ def test_load_takes_easy_vqa_from_its_package(folder: Path, monkeypatch: pytest.
     )
     monkeypatch.setitem(sys.modules, "easy_vqa", package)
     dataset = load("easy-vqa", sizes=SIZES)
-    assert (len(dataset.train), len(dataset.report)) == (54, 1)
+    assert (len(dataset.train), len(dataset.report)) == (48, 1)
     assert dataset.source == "easy-vqa (train, test)"
     monkeypatch.setitem(sys.modules, "easy_vqa", None)
     with pytest.raises(DataError, match=r"pip install 'qnas-plugin\[easy-vqa\]'"):

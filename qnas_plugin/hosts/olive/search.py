@@ -89,7 +89,7 @@ class QnasEvaluator(OliveEvaluator):  # type: ignore[misc]
         found: dict[str, dict[str, Any]] = {}
         for metric in metrics:
             if metric.type == MetricType.ACCURACY:
-                value = float(measures.scores(file, "search").mean())
+                value = float(measures.scores(file, "search").scores.mean())
             elif metric.type == MetricType.LATENCY:
                 value = measures.latency([file])[0].median
             else:

@@ -12,9 +12,12 @@ import plotly.io
 
 from qnas_plugin.objectives import hypervolume, losses
 from qnas_plugin.study import Trial
+from qnas_plugin.workbench import CORE_SHARE
 
 AXES = {"accuracy": "accuracy", "latency_ms": "latency (ms)", "size_mb": "size (MB)"}
 INT8, FP32, ABSENT = "#1f6feb", "#f0883e", "#eaeef2"
+OTHERS = ("#8250df", "#2da44e", "#bf3989", "#0550ae", "#9a6700", "#57606a")
+"""Colours of formats beside plain INT8 and FP32, in the order in which they come."""
 
 
 def render(record: Mapping[str, Any], trials: Sequence[Trial]) -> str:
@@ -37,14 +40,14 @@ def render(record: Mapping[str, Any], trials: Sequence[Trial]) -> str:
         (title, plotly.io.to_html(figure, include_plotlyjs=i == 0, **shared))
         for i, (title, figure) in enumerate(figures)
     ]
-    source = files("qnas_plugin").joinpath("report.html.j2").read_text(encoding="utf-8")
+    source = files("qnas_plugin.results").joinpath("report.html.j2").read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(source).render(record=record, plots=plots, axes=AXES)
 
 
 def _front(record: Mapping[str, Any], trials: Sequence[Trial], metric: str) -> go.Figure:
     figure = go.Figure()
-    shares = [_int8_share(trial.candidate) for trial in trials]
+    shares = [_quantized_share(trial.candidate) for trial in trials]
     figure.add_scatter(
         x=[trial.metrics[metric] for trial in trials],
         y=[trial.metrics["accuracy"] for trial in trials],
@@ -57,12 +60,14 @@ def _front(record: Mapping[str, Any], trials: Sequence[Trial], metric: str) -> g
             "cmin": 0,
             "cmax": 1,
             "opacity": 0.45,
-            "colorbar": {"title": "share of INT8", "thickness": 10},
+            "colorbar": {"title": "share not FP32", "thickness": 10},
         },
-        text=[f"trial {trial.number}<br>{trial.candidate.key}" for trial in trials],
+        text=[_about(trial) for trial in trials],
     )
+    members = record["members"]
     for name, rows, symbol, size in (
-        ("Pareto set (report split)", record["members"], "circle", 11),
+        ("Pareto set (report split)", [row for row in members if not row.get("dominated")], "circle", 11),
+        ("dominated on the report split", [row for row in members if row.get("dominated")], "circle-open", 9),
         ("baselines (report split)", record["baselines"], "diamond-open", 12),
     ):
         ordered = sorted(rows, key=lambda row: row["report"][metric])
@@ -97,7 +102,14 @@ def _makeup(record: Mapping[str, Any]) -> go.Figure:
     rows = [*record["members"], *record["baselines"]]
     groups = list(dict.fromkeys(name for row in rows for name in row["candidate"] if name.startswith("precision.")))
     groups = sorted(groups, key=_natural)
-    codes = {"int8": 1, "fp32": 2}
+    formats = list(
+        dict.fromkeys(row["candidate"][group] for row in rows for group in groups if group in row["candidate"])
+    )
+    formats.sort(key=lambda name: (name != "int8", name == "fp32", name))
+    others = iter(OTHERS * len(formats))
+    colours = {name: {"int8": INT8, "fp32": FP32}.get(name) or next(others) for name in formats}
+    codes = {name: code for code, name in enumerate(formats, 1)}
+    steps = [ABSENT, *colours.values()]
     figure = go.Figure()
     figure.add_heatmap(
         z=[[codes.get(row["candidate"].get(group), 0) for group in groups] for row in rows],
@@ -105,15 +117,19 @@ def _makeup(record: Mapping[str, Any]) -> go.Figure:
         y=[row["name"] for row in rows],
         text=[[row["candidate"].get(group, "layer skipped") for group in groups] for row in rows],
         hovertemplate="%{y}<br>%{x}: %{text}<extra></extra>",
-        colorscale=[[0, ABSENT], [0.33, ABSENT], [0.34, INT8], [0.66, INT8], [0.67, FP32], [1, FP32]],
-        zmin=0,
-        zmax=2,
+        colorscale=[[(i + end) / len(steps), colour] for i, colour in enumerate(steps) for end in (0, 1)],
+        zmin=-0.5,
+        zmax=len(steps) - 0.5,
         showscale=False,
         xgap=1,
         ygap=1,
     )
+    for name, colour in {**colours, "layer skipped": ABSENT}.items():  # what the colours mean
+        figure.add_scatter(
+            x=[None], y=[None], mode="markers", name=name, marker={"color": colour, "symbol": "square", "size": 12}
+        )
     figure.update_yaxes(autorange="reversed")
-    styled = _styled(figure, "blue is INT8, orange is FP32, grey is a layer that the subnet skips", "")
+    styled = _styled(figure, "", "")
     return styled.update_layout(height=120 + 22 * len(rows))
 
 
@@ -128,9 +144,17 @@ def _styled(figure: go.Figure, x: str, y: str) -> go.Figure:
     )
 
 
-def _int8_share(candidate: Mapping[str, Any]) -> float:
-    precisions = [value for name, value in candidate.items() if name.startswith("precision.")]
-    return precisions.count("int8") / max(1, len(precisions))
+def _about(trial: Trial) -> str:
+    """What stands beside the point of a trial."""
+    lines = [f"trial {trial.number}", trial.candidate.key]
+    if CORE_SHARE in trial.metrics:
+        lines.append(f"something else ran on its core: it had {trial.metrics[CORE_SHARE]:.0%} of the time")
+    return "<br>".join(lines)
+
+
+def _quantized_share(candidate: Mapping[str, Any]) -> float:
+    formats = [value for name, value in candidate.items() if name.startswith("precision.")]
+    return len([name for name in formats if name != "fp32"]) / max(1, len(formats))
 
 
 def _natural(name: str) -> tuple[Any, ...]:

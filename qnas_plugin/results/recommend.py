@@ -1,0 +1,290 @@
+"""Which member to deploy, and the sentence that says so: what was allowed, what was shown, what was found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from qnas_plugin.objectives import Limit
+from qnas_plugin.request import TuneRequest
+from qnas_plugin.results.member import Member
+from qnas_plugin.results.statistics import interval
+from qnas_plugin.selection import Pick, p_value, pick, plan
+
+Floats = npt.NDArray[np.float64]
+
+MOST = 1 - 1e-9
+"""Losses of less than all can be tested."""
+
+MARGIN = 0.5
+"""Without examples that nothing was searched on, a member may lose this share of what is allowed."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of the data as the recommendation sees it.
+
+    Args:
+        count: Its examples; 0 where there is none.
+        scores: The scores ``(count,)`` of a member.
+        clusters: For each example the number of its group, where examples of a group depend on each other.
+    """
+
+    count: int
+    scores: Callable[[Member], Floats]
+    clusters: npt.NDArray[np.int64] | None = None
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """What to deploy.
+
+    Args:
+        name: Of a member, or of the reference where nothing better was shown; None when nothing keeps all limits.
+        reason: One sentence.
+        kept: Whether it keeps all limits on the report part; None without a name.
+        selection: How it was chosen, as it stands in ``pareto.json``.
+        limit: What was allowed and found on the report part, as it stands in ``pareto.json``.
+    """
+
+    name: str | None
+    reason: str
+    kept: bool | None
+    selection: Mapping[str, Any]
+    limit: Mapping[str, Any]
+
+
+def goal(request: TuneRequest) -> str:
+    """The objective that the recommended member is best in: the first one after accuracy."""
+    return next(name for name in request.objectives if name != "accuracy")
+
+
+def recommend(
+    members: Sequence[Member],
+    reference: Member,
+    request: TuneRequest,
+    *,
+    spread: float,
+    selection: Part,
+    report: Part,
+) -> Recommendation:
+    """Chooses the member that is best in the objective after accuracy and was shown to lose no more than allowed.
+
+    Latency and size of a member are known from verification. Its accuracy is tested on the selection part: members are
+    tested in an order that the search's beliefs decide, each against "it loses more than allowed", and the rest is
+    `qnas_plugin.selection`'s. Where there is no such part, a member is taken at what the search believes of it, with
+    half of the allowed loss as margin.
+
+    Args:
+        members: The verified Pareto set.
+        reference: The baseline that they are compared with.
+        request: Has limits, allowed loss and confidence.
+        spread: Standard deviation of the error of a difference between two believed accuracies.
+        selection: On which nothing was searched.
+        report: What the choice is judged by; it chooses nothing.
+    """
+    fitting = [member for member in members if member.candidate != reference.candidate and _fits(member, request)]
+    gains = np.array([reference.report[goal(request)] / member.report[goal(request)] for member in fitting])
+    if selection.count:
+        outcome = _tested(fitting, gains, reference, request, spread, selection)
+        chosen = None if outcome.chosen is None else fitting[outcome.chosen]
+        how = _selection_record(outcome, fitting, selection)
+    else:
+        outcome, chosen = None, _believed(fitting, gains, reference, request)
+        how = {"rule": "margin", "examples": 0, "margin": MARGIN, "allowed": request.max_accuracy_drop}
+    if chosen is None and _fits(reference, request) and not _floors_broken(reference, request):
+        chosen = reference  # nothing better was shown
+    if chosen is None:
+        return Recommendation(None, _none(members, reference, request), None, how, _limit_record(None, request, None))
+    differences = report.scores(chosen) - report.scores(reference)
+    between = interval(differences, 0.9, report.clusters) if chosen is not reference else None
+    lost = reference.report["accuracy"] - chosen.report["accuracy"]
+    kept = lost <= request.max_accuracy_drop + 1e-12 and not _floors_broken(chosen, request)
+    found = _found(chosen, between, report, request, kept)
+    if chosen is reference:
+        reason = f"keep {_full(request)}, {reference.folder}/model.onnx: {_nothing_better(outcome, fitting, request)}"
+    else:
+        reason = f"deploy {_ratios(chosen, request)}; {_shown(request, selection)}; {found}"
+    return Recommendation(chosen.name, reason, kept, how, _limit_record(chosen, request, between, kept))
+
+
+def _fits(member: Member, request: TuneRequest) -> bool:
+    """Whether a member keeps the limits on latency and size, which are known."""
+    return all(limit.violation(member.report) == 0 for limit in request.parsed_limits if limit.metric != "accuracy")
+
+
+def _floors(request: TuneRequest) -> list[Limit]:
+    return [limit for limit in request.parsed_limits if limit.metric == "accuracy"]
+
+
+def _floors_broken(member: Member, request: TuneRequest) -> bool:
+    return any(limit.violation(member.report) > 0 for limit in _floors(request))
+
+
+def _tested(
+    fitting: Sequence[Member],
+    gains: Floats,
+    reference: Member,
+    request: TuneRequest,
+    spread: float,
+    selection: Part,
+) -> Pick:
+    known: dict[str, Floats] = {}
+
+    def scores(member: Member) -> Floats:
+        if member.name not in known:
+            known[member.name] = selection.scores(member)
+        return known[member.name]
+
+    def other_limits(i: int) -> float:
+        """The worst p-value of "its accuracy is below a limit": of a loss against a model that is always right."""
+        below = [
+            p_value(scores(fitting[i]) - 1, float(np.clip(1 - limit.value, 0, MOST)), selection.clusters)
+            for limit in _floors(request)
+        ]
+        return max(below, default=0.0)
+
+    chain = plan(
+        np.array([member.search["accuracy"] - reference.search["accuracy"] for member in fitting]),
+        np.full(len(fitting), spread / np.sqrt(2)),
+        gains,
+        allowed=request.max_accuracy_drop,
+        confidence=request.confidence,
+        examples=selection.count,
+        reference_spread=spread / np.sqrt(2),
+    )
+    return pick(
+        chain,
+        lambda i: scores(fitting[i]) - scores(reference),
+        gains,
+        allowed=min(request.max_accuracy_drop, MOST),
+        confidence=request.confidence,
+        clusters=selection.clusters,
+        others=other_limits,
+    )
+
+
+def _believed(fitting: Sequence[Member], gains: Floats, reference: Member, request: TuneRequest) -> Member | None:
+    floor = reference.search["accuracy"] - MARGIN * request.max_accuracy_drop
+    floor = max([floor, *(limit.value for limit in _floors(request))])
+    allowed = [i for i, member in enumerate(fitting) if member.search["accuracy"] >= floor - 1e-12 and gains[i] > 1]
+    return fitting[max(allowed, key=lambda i: gains[i])] if allowed else None
+
+
+def _selection_record(outcome: Pick, fitting: Sequence[Member], selection: Part) -> dict[str, Any]:
+    return {
+        "rule": "tests",
+        "examples": selection.count,
+        "groups": None if selection.clusters is None else len(np.unique(selection.clusters)),
+        "allowed": outcome.allowed,
+        "confidence": outcome.confidence,
+        "tests": [
+            {
+                "name": fitting[test.member].name,
+                "difference": test.difference,
+                "p_value": test.p_value,
+                "passed": test.passed,
+            }
+            for test in outcome.tests
+        ],
+        "missing": None
+        if outcome.missing is None
+        else {"limit": outcome.missing.limit, "examples": outcome.missing.examples},
+    }
+
+
+def _limit_record(
+    chosen: Member | None, request: TuneRequest, between: tuple[float, float] | None, kept: bool | None = None
+) -> dict[str, Any]:
+    return {
+        "allowed": request.max_accuracy_drop,
+        "against": request.reference,
+        "found": None if chosen is None else chosen.against.get(request.reference, {}).get("accuracy_difference", 0.0),
+        "interval": None if between is None else list(between),
+        "interval_confidence": 0.9,
+        "kept": kept,
+    }
+
+
+def _ratios(member: Member, request: TuneRequest) -> str:
+    ratio = member.against[request.reference]
+    size = ratio["size_ratio"]
+    sized = f"{size:.2f}x smaller" if size >= 1 else f"{1 / size:.2f}x larger"
+    return f"{member.folder}/model.onnx: {ratio['latency_ratio']:.2f}x as fast and {sized} than {_full(request)}"
+
+
+def _shown(request: TuneRequest, selection: Part) -> str:
+    allowed = f"{100 * request.max_accuracy_drop:.2f} points of accuracy"
+    if selection.count:
+        return (
+            f"{selection.count} examples that nothing was searched on show at {request.confidence:.0%} confidence that "
+            f"it loses no more than the allowed {allowed}"
+        )
+    return (
+        f"it was chosen on the data that was searched on, with half of the allowed {allowed} as margin, so that "
+        "nothing is promised for other data"
+    )
+
+
+def _found(
+    member: Member,
+    between: tuple[float, float] | None,
+    report: Part,
+    request: TuneRequest,
+    kept: bool,
+) -> str:
+    difference = member.against.get(request.reference, {}).get("accuracy_difference", 0.0)
+    spanned = f" ({100 * between[0]:+.2f} to {100 * between[1]:+.2f})" if between else ""
+    where = f"on the {report.count} report examples" if report.count else "where it was chosen"
+    verdict = "the limit is kept" if kept else "more than allowed: the limit is not kept there"
+    return f"{where} the difference is {100 * difference:+.2f} points{spanned}, {verdict}"
+
+
+def _nothing_better(outcome: Pick | None, fitting: Sequence[Member], request: TuneRequest) -> str:
+    allowed = f"{100 * request.max_accuracy_drop:.2f} points of accuracy"
+    if outcome is None:
+        return (
+            f"nothing faster or smaller loses less than {MARGIN:.0%} of the allowed {allowed} on the data searched on"
+        )
+    begin = (
+        f"nothing better was shown to lose no more than {allowed}, at {outcome.confidence:.0%} confidence on "
+        f"{outcome.examples} selection examples"
+    )
+    if not outcome.tests:
+        return (
+            "no member is better in the objective and keeps the other limits"
+            if not fitting
+            else f"no member is believed to lose no more than {allowed} and to be worth a test"
+        )
+    nearest, missing = fitting[outcome.tests[0].member], outcome.missing
+    end = f"; nearest is {nearest.folder}, at {100 * outcome.tests[0].difference:+.2f} points there"
+    if missing is None:
+        return begin + end
+    more = "" if missing.examples is None else f", or with about {missing.examples} examples"
+    return f"{begin}{end}: it would pass with {100 * missing.limit:.2f} points allowed{more}"
+
+
+def _none(members: Sequence[Member], reference: Member, request: TuneRequest) -> str:
+    def known(member: Member) -> dict[str, float]:
+        return {**member.report, "accuracy": member.search["accuracy"]}
+
+    floor = Limit("accuracy", ">=", round(reference.search["accuracy"] - request.max_accuracy_drop, 6))
+    limits = [*request.parsed_limits, floor]
+    nearest = min(members, key=lambda member: sum(limit.violation(known(member)) for limit in limits))
+    broken = [limit for limit in limits if limit.violation(known(nearest)) > 0]
+    if broken:
+        why = f"{broken[0].metric} {known(nearest)[broken[0].metric]:.4g} against {broken[0]}"
+    else:
+        why = f"not enough shown of its accuracy at {request.confidence:.0%} confidence"
+    return (
+        f"no member keeps {' and '.join(map(str, limits))}; nearest is {nearest.folder} with {why}; relax the limit or "
+        "raise --trials"
+    )
+
+
+def _full(request: TuneRequest) -> str:
+    return f"the full network in {request.against.upper()}"

@@ -1,0 +1,243 @@
+"""The verified Pareto set: every member built, run and measured on the report part, and written with its files."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from qnas_plugin import measure
+from qnas_plugin.belief import Beliefs, believed
+from qnas_plugin.evaluate import Evaluator
+from qnas_plugin.hardware import HardwareProfile
+from qnas_plugin.metrics import standard_error
+from qnas_plugin.objectives import losses, near_front, non_dominated
+from qnas_plugin.request import TuneRequest
+from qnas_plugin.results.member import REFERENCES, Member, Result
+from qnas_plugin.results.recommend import Part, goal, recommend
+from qnas_plugin.results.statistics import compare
+from qnas_plugin.results.write import latency_record, record_of, witness_record, write_candidate, write_metrics
+from qnas_plugin.space import Candidate
+from qnas_plugin.study import Evaluation, Study
+
+LATENCY_NOISE = 0.01
+"""By this share two latencies may differ and still be called equal where the Pareto set is chosen."""
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """What is to be verified.
+
+    Args:
+        candidates: By name: the Pareto set, then the baselines that are not in it.
+        members: The names of the Pareto set.
+        baselines: The name under which each baseline stands among the candidates.
+        search: What is believed of each candidate, by its key.
+        beliefs: Of all trials.
+    """
+
+    candidates: Mapping[str, Candidate]
+    members: tuple[str, ...]
+    baselines: Mapping[str, str]
+    search: Mapping[str, Mapping[str, float]]
+    beliefs: Beliefs
+
+
+def verify(
+    request: TuneRequest,
+    study: Study,
+    evaluator: Evaluator,
+    baselines: Mapping[str, Candidate],
+    profile: HardwareProfile,
+    on_stage: Callable[[str], None],
+    *,
+    notes: Sequence[str] = (),
+) -> Result:
+    """Builds the Pareto set and the baselines anew, measures them on the report part, and writes their folders.
+
+    The set is chosen by what the search saw, and the recommended member on the selection part; the report part decides
+    nothing. What an earlier verification wrote stays until all of this is done.
+
+    Raises:
+        OutputError: The output folder cannot be written.
+        CandidateError: A member cannot be built or measured.
+    """
+    building = request.out / ".verifying"
+    shutil.rmtree(building, ignore_errors=True)
+    chosen = _choose(request, study, evaluator, baselines, building)
+    places = {name: ("pareto" if name in chosen.members else "baselines") + f"/{name}" for name in chosen.candidates}
+    scores = _build(evaluator, chosen, building, places, on_stage)
+    latencies = _latencies(evaluator, chosen, building, places, on_stage)
+    verified = _members(request, chosen, building, places, scores, latencies)
+    on_stage("Choosing what to recommend on the selection part")
+    advice = recommend(
+        [verified[name] for name in chosen.members],
+        verified[chosen.baselines[request.reference]],
+        request,
+        spread=0.0 if chosen.beliefs.accuracy is None else chosen.beliefs.accuracy.spread,
+        selection=_selection(evaluator, building),
+        report=Part(
+            len(evaluator.dataset.report), lambda member: scores[member.name], evaluator.dataset.report.clusters
+        ),
+    )
+    corners = tuple(replace(verified[name], name=corner) for corner, name in chosen.baselines.items())
+    result = Result(
+        tuple(verified[name] for name in chosen.members),
+        corners,
+        request.reference if advice.name == chosen.baselines[request.reference] else advice.name,
+        advice.reason,
+        advice.kept,
+    )
+    record = record_of(request, study, evaluator, profile) | {
+        "latency": latency_record(evaluator, notes),
+        "report_standard_error": standard_error(scores[chosen.baselines[request.reference]]),
+        "witness": witness_record(chosen.beliefs.accuracy),
+        "selection": dict(advice.selection),
+        "limit": dict(advice.limit),
+        "members": [member.to_dict() for member in result.members],
+        "baselines": [member.to_dict() for member in corners],
+        "recommended": result.recommended,
+        "reason": result.reason,
+    }
+    _put_in_place(request.out, building, result)
+    return replace(result, record=record)
+
+
+def _choose(
+    request: TuneRequest, study: Study, evaluator: Evaluator, baselines: Mapping[str, Candidate], scratch: Path
+) -> _Chosen:
+    """The Pareto set by what all trials together say, and the baselines, each candidate once."""
+    trials = [trial for trial in study.trials() if trial.state == "complete"]
+    known: list[Evaluation] = list(trials)
+    keys = [trial.candidate.key for trial in trials]
+    for candidate in baselines.values():  # not every algorithm asks for them
+        if candidate.key not in keys:
+            make = scratch / "baseline"
+            make.mkdir(parents=True, exist_ok=True)
+            known.append(evaluator.accuracy(candidate, make))
+            keys.append(candidate.key)
+    beliefs = believed(known)
+    search = dict(zip(keys, beliefs.metrics, strict=True))
+    rows = beliefs.metrics[: len(trials)]
+    points = losses(rows, request.objectives)
+    near = near_front(points, _tolerances(request, beliefs, points))
+    order = sorted(np.flatnonzero(near).tolist(), key=lambda i: rows[i][goal(request)])
+    members = {f"{n}-{trials[i].candidate.key}": trials[i].candidate for n, i in enumerate(order, 1)}
+    names = {candidate: name for name, candidate in members.items()}
+    corners = {name: names.get(candidate, name) for name, candidate in baselines.items()}
+    rest = {name: candidate for name, candidate in baselines.items() if corners[name] == name}
+    return _Chosen(members | rest, tuple(members), corners, search, beliefs)
+
+
+def _tolerances(request: TuneRequest, beliefs: Beliefs, points: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """By how much two losses may differ and still be called equal, ``(m, k)``: accuracies by a standard error."""
+    spread = 0.0 if beliefs.accuracy is None else beliefs.accuracy.spread
+    each = {"accuracy": np.full(len(points), spread)}
+    each["latency_ms"] = np.array(
+        [LATENCY_NOISE * row.get("latency_ms", 0.0) for row in beliefs.metrics[: len(points)]]
+    )
+    each["size_mb"] = np.zeros(len(points))
+    return np.column_stack([each[name] for name in request.objectives])
+
+
+def _build(
+    evaluator: Evaluator,
+    chosen: _Chosen,
+    building: Path,
+    places: Mapping[str, str],
+    on_stage: Callable[[str], None],
+) -> dict[str, npt.NDArray[np.float64]]:
+    """Writes all candidates; their scores on the report part."""
+    scores = {}
+    for i, (name, candidate) in enumerate(chosen.candidates.items(), 1):
+        if i * 10 // len(chosen.candidates) > (i - 1) * 10 // len(chosen.candidates):
+            on_stage(f"Built and checked {i} of {len(chosen.candidates)} models")
+        write_candidate(evaluator, candidate, building / places[name])
+        scores[name] = evaluator.scores(building / places[name] / "model.onnx", "report").scores
+    return scores
+
+
+def _latencies(
+    evaluator: Evaluator,
+    chosen: _Chosen,
+    building: Path,
+    places: Mapping[str, str],
+    on_stage: Callable[[str], None],
+) -> dict[str, dict[str, Any]]:
+    """All about the latency of each candidate, measured in turns or from the table."""
+    if not evaluator.timed:
+        return {
+            name: {"median": evaluator.estimate(candidate), "source": "predicted"}
+            for name, candidate in chosen.candidates.items()
+        }
+    on_stage(f"Timing {len(places)} models in turns")
+    timed = evaluator.latency([building / place / "model.onnx" for place in places.values()], rounds=5)
+    return {name: latency.to_dict() | {"source": "measured"} for name, latency in zip(places, timed, strict=True)}
+
+
+def _members(
+    request: TuneRequest,
+    chosen: _Chosen,
+    building: Path,
+    places: Mapping[str, str],
+    scores: Mapping[str, npt.NDArray[np.float64]],
+    latencies: Mapping[str, Mapping[str, Any]],
+) -> dict[str, Member]:
+    """All verified candidates by name, compared with the references and with each other."""
+    report = {
+        name: {
+            "accuracy": float(scores[name].mean()),
+            "latency_ms": latencies[name]["median"],
+            "size_mb": measure.size_mb(building / places[name] / "model.onnx"),
+        }
+        for name in chosen.candidates
+    }
+    best = non_dominated(losses(list(report.values()), request.objectives))
+    same = {name: corner for corner, name in chosen.baselines.items()}
+    return {
+        name: Member(
+            name,
+            candidate,
+            chosen.search.get(candidate.key, {}),
+            report[name],
+            latencies[name],
+            {
+                reference: compare(report[name], report[found], scores[name], scores[found])
+                for reference, found in chosen.baselines.items()
+                if reference in REFERENCES and found != name
+            },
+            places[name],
+            dominated=not kept,
+            baseline=same.get(name),
+        )
+        for (name, candidate), kept in zip(chosen.candidates.items(), best, strict=True)
+    }
+
+
+def _selection(evaluator: Evaluator, building: Path) -> Part:
+    examples = evaluator.dataset.selection
+    judged = evaluator.workbench.judge is not None
+    return Part(
+        0 if judged else len(examples),
+        lambda member: evaluator.scores(building / member.folder / "model.onnx", "selection").scores,
+        examples.clusters,
+    )
+
+
+def _put_in_place(out: Path, building: Path, result: Result) -> None:
+    """Replaces the members of an earlier verification, only folders of ours, which hold a ``candidate.json``."""
+    for member in {each.folder: each for each in (*result.baselines, *result.members)}.values():
+        write_metrics(building, member)
+    for kind in ("pareto", "baselines"):
+        (out / kind).mkdir(exist_ok=True)
+        for path in (out / kind).iterdir():
+            if (path / "candidate.json").is_file():
+                shutil.rmtree(path)
+        for path in (building / kind).glob("*"):
+            path.rename(out / kind / path.name)
+    shutil.rmtree(building, ignore_errors=True)

@@ -1,0 +1,121 @@
+"""The files of a result: candidates as folders that clients load, ``pareto.json`` and ``report.html``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from qnas_plugin import __version__
+from qnas_plugin.environment import environment
+from qnas_plugin.errors import OutputError
+from qnas_plugin.evaluate import Evaluator
+from qnas_plugin.files import write_bytes, write_json
+from qnas_plugin.hardware import HardwareProfile
+from qnas_plugin.request import TuneRequest
+from qnas_plugin.results.member import Member, Result
+from qnas_plugin.results.report import render
+from qnas_plugin.space import Candidate
+from qnas_plugin.study import Study, Trial
+from qnas_plugin.witness import Corrected
+from qnas_plugin.workbench import CORE_SHARE
+
+SCHEMA_VERSION = 2
+"""Of ``pareto.json``. 2 has ``selection``, ``limit``, ``witness`` and ``dominated``; readers of 1 find all it had."""
+
+PARTS = ("train", "calibration", "search", "selection", "report")
+
+
+def write_result(result: Result, trials: Sequence[Trial], out: Path) -> None:
+    """Writes ``pareto.json`` and ``report.html``."""
+    write_json(out / "pareto.json", dict(result.record))
+    write_bytes(out / "report.html", render(result.record, trials).encode())
+
+
+def write_candidate(evaluator: Evaluator, candidate: Candidate, folder: Path) -> None:
+    """Writes ``model.onnx`` and what Hugging Face needs beside it; the same bytes each time.
+
+    Raises:
+        OutputError: The folder cannot be written.
+        CandidateError: The candidate cannot be built.
+    """
+    evaluator.write(candidate, folder / "model.onnx")
+    try:
+        if config := evaluator.supernet.config(candidate):
+            write_json(folder / "config.json", config)
+        evaluator.processor.save(folder)
+    except OSError as error:
+        raise OutputError(f"cannot write {folder}: {error.strerror or error}") from error
+    write_json(
+        folder / "candidate.json",
+        {"schema_version": 1, "key": candidate.key, "candidate": dict(candidate)},
+    )
+
+
+def write_metrics(out: Path, member: Member) -> None:
+    """Writes the ``metrics.json`` of a member into its folder under ``out``."""
+    write_json(out / member.folder / "metrics.json", member.to_dict())
+
+
+def record_of(request: TuneRequest, study: Study, evaluator: Evaluator, profile: HardwareProfile) -> dict[str, Any]:
+    """What ``pareto.json`` says of the search itself."""
+    dataset, space, trials = evaluator.dataset, evaluator.supernet.space, study.trials()
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "qnas_plugin": __version__,
+        "request": request.model_dump(mode="json"),
+        "hardware": profile.model_dump(mode="json"),
+        "setting": evaluator.setting.model_dump(mode="json"),
+        "environment": environment(),
+        "data": {
+            "source": dataset.source,
+            "fingerprint": dataset.fingerprint,
+            "metric": dataset.metric,
+            "examples": {part: len(getattr(dataset, part)) for part in PARTS},
+        },
+        "space": {"genotypes": float(space.genotypes), "networks": float(space.networks)},
+        "trials": {
+            **{state: sum(trial.state == state for trial in trials) for state in ("complete", "failed")},
+            "disturbed": sum(CORE_SHARE in trial.metrics for trial in trials),
+        },
+        "objectives": list(request.objectives),
+    }
+
+
+def witness_record(found: Corrected | None) -> dict[str, Any] | None:
+    """How accuracies were corrected, for ``pareto.json``; None where trials do not say enough."""
+    if found is None:
+        return None
+    return {
+        "witness": found.witness,
+        "soft_correlation": found.soft_correlation,
+        "accuracy_correlation": found.accuracy_correlation,
+        "soft_reliability": found.soft_reliability,
+        "slope": found.slope,
+        "spread": found.spread,
+    }
+
+
+def latency_record(evaluator: Evaluator, notes: Sequence[str]) -> Mapping[str, Any]:
+    """Where latencies come from, for ``pareto.json``: in the search, in the verified set, and the table with its error.
+
+    Args:
+        evaluator: Of the search.
+        notes: What speaks against the table, where the user insisted on it.
+    """
+    table = evaluator.estimator.table if evaluator.estimator else None
+    return {
+        "search": "measured" if table is None else "table",
+        "verified": "measured" if evaluator.timed else "predicted",
+        "machine": "here" if evaluator.timer is None else "a worker",
+        "notes": list(notes),
+        "table": None
+        if table is None
+        else {
+            "name": str(table),
+            "created": table.created,
+            "held_out": table.fidelity.held_out,
+            "noise": table.fidelity.noise,
+            **table.fidelity.errors.model_dump(),
+        },
+    }
