@@ -319,9 +319,9 @@ def _table(result: Result) -> Table:
         title_justify="left",
         box=box.SIMPLE,
     )
-    table.add_column("", no_wrap=True)
+    table.add_column("", overflow="fold")
     for name in ("accuracy", "latency ms", "size MB", "faster", "smaller", "points"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", min_width=max(map(len, name.split())) + 1)
 
     def row(member: Member) -> None:
         metrics, ratio = member.report, member.against.get(f"largest-{against}")

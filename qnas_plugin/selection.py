@@ -1,14 +1,12 @@
 """Which member to recommend: tests on examples that nothing was searched on, with a stated chance of error.
 
-Pareto Testing (Laufer-Goldshtein et al., ICLR 2023). What the search believes about the members, before anyone looks at
-the selection part, plans a chain of them: a few, from one that is likely to pass to faster ones (`plan`). They are then
-tested on the selection part in this order, each against "it truly loses more accuracy than allowed", each at the level
-1 - confidence, until one fails (`pick`). The fastest that passed is recommended. The first member of the chain that
-really loses too much passes with at most this probability, and without it nothing behind it is tested: so the chance
-that the recommended member loses too much is at most 1 - confidence, whatever the search believed.
-
-Differs from the paper: the chain is not all of the front from its safest end, but the few members whose planned tests
-promise the largest gain; and the tests are of paired differences.
+Pareto Testing (Laufer-Goldshtein et al., ICLR 2023). Members that the search believes to be on the front of accuracy
+and gain (how many times faster or smaller than the reference they are) are tested on the selection part, the most
+accurate first, each against "it truly loses more accuracy than allowed", each at the level 1 - confidence, until one
+fails (`plan`, `pick`). The fastest that passed is recommended. The first member of the chain that really loses too much
+passes with at most this probability, and unless it passes nothing behind it is tested: so the chance that the
+recommended member loses too much is at most 1 - confidence, whatever the search believed. ``docs/recommendation.md``
+has what other rules gained in comparison.
 """
 
 from __future__ import annotations
@@ -20,22 +18,19 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import brentq
+from scipy.special import betainc
 from scipy.stats import beta, binom, norm
 
 Floats = npt.NDArray[np.float64]
+Clusters = npt.NDArray[np.int64]
 
 CONFIDENCE = 0.9
 NUISANCE = 0.001
 """Part of each p-value that pays for not knowing how many examples two models differ on (Berger and Boos 1994)."""
-POINTS = 64
+SHARES = 32
 """The worst share of differing examples is sought among so many."""
-BETS = 24
-SCENARIOS = 512
-"""A plan is judged by so many simulated outcomes."""
-LONGEST = 8
-"""Members in a chain, at most."""
-LEAST_GAIN = 0.002
-"""A member joins the chain when it raises the expected gain by this share."""
+VARIANCES = np.geomspace(0.002, 0.05, 3)
+"""Bets are the best ones for differences of these variances."""
 CHANCE = 0.8
 """With which a member as good as it looks would pass, were there as many examples as `Missing` says."""
 
@@ -59,7 +54,7 @@ class Test:
 
 @dataclass(frozen=True)
 class Missing:
-    """What it would have taken for the first member of the chain to pass.
+    """What it would have taken for the first member of the chain, the most accurate one, to pass.
 
     Args:
         limit: The smallest loss of accuracy that it was shown to keep, at the same confidence.
@@ -92,7 +87,67 @@ class Pick:
     missing: Missing | None
 
 
-def p_value(differences: Floats, allowed: float, clusters: npt.NDArray[np.int64] | None = None) -> float:
+def plan(accuracies: Floats, gains: Floats) -> tuple[int, ...]:
+    """The chain of members to test, in order, as positions among the members.
+
+    These are the members that gain something and that no other one is believed to beat in both accuracy and gain; the
+    one with the smallest gain, which is the most accurate, comes first. What is given must not depend on the selection
+    part. It decides how much is found, never how often that is wrong.
+
+    Args:
+        accuracies: Believed accuracy of each member, ``(m,)``, or its difference from the reference's.
+        gains: How many times faster or smaller than the reference each member is, ``(m,)``.
+    """
+    chain: list[int] = []
+    best = -math.inf
+    for i in np.lexsort((accuracies, gains))[::-1].tolist():
+        if gains[i] > 1 and accuracies[i] > best:
+            chain.append(i)
+            best = accuracies[i]
+    return tuple(reversed(chain))
+
+
+def pick(
+    chain: Sequence[int],
+    differences: Callable[[int], Floats],
+    gains: Floats,
+    *,
+    allowed: float,
+    confidence: float = CONFIDENCE,
+    clusters: Clusters | None = None,
+    others: Callable[[int], float] = lambda member: 0.0,
+) -> Pick:
+    """Tests members of a chain until one fails, and chooses the one with the largest gain that passed.
+
+    Args:
+        chain: Positions of members, in an order that does not depend on the selection part.
+        differences: Gives the scores of a member minus those of the reference on the selection part, ``(n,)`` in
+            [-1, 1]. Asked for the members of the chain only, one after another.
+        gains: How many times faster or smaller than the reference each member is, ``(m,)``.
+        allowed: Loss of accuracy, in [0, 1).
+        confidence: That what is chosen loses no more.
+        clusters: As for `p_value`.
+        others: Gives the p-value of a member's other limits; it passes with all of them.
+    """
+    tests: list[Test] = []
+    count, first = 0, None
+    for member in chain:
+        scores = differences(member)
+        count, first = len(scores), scores if first is None else first
+        p = max(p_value(scores, allowed, clusters), others(member))
+        tests.append(Test(member, float(scores.mean()), p, p <= 1 - confidence + 1e-12))
+        if not tests[-1].passed:
+            break
+    passed = [test.member for test in tests if test.passed]
+    chosen = max(passed, key=lambda member: gains[member], default=None)
+    missing = None
+    if chosen is None and first is not None:
+        needed = examples_needed(first, allowed, confidence, clusters)
+        missing = Missing(kept_limit(first, confidence, clusters), needed)
+    return Pick(chosen, tuple(tests), allowed, confidence, count, missing)
+
+
+def p_value(differences: Floats, allowed: float, clusters: Clusters | None = None) -> float:
     """The p-value of "the candidate truly loses more than allowed", valid for any number of examples.
 
     Differences of right and wrong answers, which are -1, 0 and 1, get an exact test (`exact_p_value`); other bounded
@@ -130,36 +185,39 @@ def exact_p_value(gained: int, lost: int, count: int, allowed: float) -> float:
     differing = gained + lost
     added = max(count * allowed, 1.0) / 2
     statistic = (gained - lost + count * allowed) / math.sqrt(differing + added)
-    low = beta.ppf(NUISANCE / 2, differing, count - differing + 1) if differing else 0.0
-    high = beta.ppf(1 - NUISANCE / 2, differing + 1, count - differing) if differing < count else 1.0
-    low = max(float(low), allowed, 1e-12)
+    low = float(beta.ppf(NUISANCE / 2, differing, count - differing + 1)) if differing else 0.0
+    high = float(beta.ppf(1 - NUISANCE / 2, differing + 1, count - differing)) if differing < count else 1.0
+    low = max(low, allowed, 1e-12)
     if high < low:
         return NUISANCE
-    shares = np.linspace(low, high, POINTS)
+    shares = np.linspace(low, high, SHARES)[:, None]
     numbers = np.arange(binom.ppf(1e-9, count, low), binom.isf(1e-9, count, high) + 1)
     most_lost = np.floor((numbers + count * allowed - statistic * np.sqrt(numbers + added)) / 2 + 1e-9)
-    losing = (shares + allowed) / (2 * shares)
-    chances = binom.pmf(numbers, count, shares[:, None]) * binom.cdf(most_lost, numbers, losing[:, None])
-    return min(1.0, float(chances.sum(axis=1).max()) + NUISANCE)
+    gaining = (shares - allowed) / (2 * shares)
+    below = betainc(np.maximum(numbers - most_lost, 1e-9), np.maximum(most_lost, 0) + 1, gaining)
+    below = np.where(most_lost < 0, 0.0, np.where(most_lost >= numbers, 1.0, below))
+    chances = (binom.pmf(numbers, count, shares) * below).sum(axis=1)
+    return min(1.0, float(chances.max()) + NUISANCE)
 
 
 def betting_p_value(values: Floats, bound: float) -> float:
     """The p-value of "the true mean is at most 0" from independent values that are never below ``-bound``.
 
     One over the wealth of a gambler who stakes the same part of it on each of the values: where their mean is at most
-    0, its expectation is at most 1 (Waudby-Smith and Ramdas 2024). It is the mean over several stakes.
+    0, its expectation is at most 1 (Waudby-Smith and Ramdas 2024). It is the mean over several stakes, which only the
+    number of values decides.
 
     Args:
         values: ``(n,)``, in any order.
         bound: Above 0.
     """
-    stakes = np.geomspace(0.002, 1.0, BETS) / bound
+    stakes = np.minimum(np.sqrt(2 * math.log(10) / (len(values) * VARIANCES)), 1.0) / bound
     wealth = np.log1p(np.maximum(stakes[:, None] * values, -1.0 + 1e-12)).sum(axis=1)
-    top = wealth.max()
-    return float(min(1.0, math.exp(-min(top, 700.0)) / np.exp(wealth - top).mean()))
+    top = float(wealth.max())
+    return min(1.0, math.exp(-min(top, 700.0)) / float(np.exp(wealth - top).mean()))
 
 
-def kept_limit(differences: Floats, confidence: float, clusters: npt.NDArray[np.int64] | None = None) -> float:
+def kept_limit(differences: Floats, confidence: float, clusters: Clusters | None = None) -> float:
     """The smallest loss of which it is shown, at this confidence, that the candidate loses no more; at least 0.
 
     Args:
@@ -177,100 +235,8 @@ def kept_limit(differences: Floats, confidence: float, clusters: npt.NDArray[np.
     return float(brentq(beyond, 0.0, highest, xtol=1e-5)) if beyond(highest) < 0 else 1.0
 
 
-def plan(
-    differences: Floats,
-    spreads: Floats,
-    gains: Floats,
-    *,
-    allowed: float,
-    confidence: float,
-    examples: int,
-    reference_spread: float = 0.0,
-    differing: Floats | float = 0.03,
-) -> tuple[int, ...]:
-    """The chain of members that `pick` should test, in order, as positions among the members.
-
-    What is given is what the search knows, and nothing of the selection part. It decides how much is found, never how
-    often it is wrong. Outcomes of all tests are simulated; members join the chain, each where it raises the mean gain
-    of what would be recommended most.
-
-    Args:
-        differences: Believed accuracy of each member minus that of the reference, ``(m,)``.
-        spreads: Standard deviation of the error of each member's believed accuracy, ``(m,)``.
-        gains: How many times faster or smaller than the reference each member is, ``(m,)``.
-        allowed: Loss of accuracy.
-        confidence: Of the tests.
-        examples: Of the selection part.
-        reference_spread: Standard deviation of the error of the reference's believed accuracy.
-        differing: Share of the examples on which each member's score differs from the reference's, or one for all.
-    """
-    m = len(gains)
-    rng = np.random.default_rng(0)
-    shared, shared_noise = rng.standard_normal((2, SCENARIOS, 1))
-    own, noise = rng.standard_normal((2, SCENARIOS, m))
-    true = differences - reference_spread * shared + spreads * own
-    error = np.sqrt(np.maximum(differing, allowed) / examples)
-    observed = true + error * (shared_noise + noise) / math.sqrt(2)
-    passes = observed + allowed >= norm.ppf(confidence) * error
-    chain: list[int] = []
-    best = 1.0
-    while len(chain) < LONGEST:
-        tried = [
-            (_mean_gain(passes, gains, [*chain[:at], member, *chain[at:]]), member, at)
-            for member in range(m)
-            if member not in chain and gains[member] > 1
-            for at in range(len(chain) + 1)
-        ]
-        value, member, at = max(tried, key=lambda one: one[0], default=(0.0, 0, 0))
-        if value < best * (1 + LEAST_GAIN):
-            break
-        chain.insert(at, member)
-        best = value
-    return tuple(chain)
-
-
-def pick(
-    chain: Sequence[int],
-    differences: Callable[[int], Floats],
-    gains: Floats,
-    *,
-    allowed: float,
-    confidence: float = CONFIDENCE,
-    clusters: npt.NDArray[np.int64] | None = None,
-    others: Callable[[int], float] = lambda member: 0.0,
-) -> Pick:
-    """Tests members of a chain until one fails, and chooses the best that passed.
-
-    Args:
-        chain: Positions of members, in an order that does not depend on the selection part.
-        differences: Gives the scores of a member minus those of the reference on the selection part, ``(n,)``. Asked
-            for the members of the chain only, one after another.
-        gains: How many times faster or smaller than the reference each member is, ``(m,)``.
-        allowed: Loss of accuracy, in [0, 1).
-        confidence: That what is chosen loses no more.
-        clusters: As for `p_value`.
-        others: Gives the p-value of a member's other limits; it passes with all of them.
-    """
-    tests: list[Test] = []
-    count, first = 0, None
-    for member in chain:
-        scores = differences(member)
-        count, first = len(scores), scores if first is None else first
-        p = max(p_value(scores, allowed, clusters), others(member))
-        tests.append(Test(member, float(scores.mean()), p, p <= 1 - confidence))
-        if not tests[-1].passed:
-            break
-    passed = [test.member for test in tests if test.passed]
-    chosen = max(passed, key=lambda member: gains[member], default=None)
-    missing = None
-    if chosen is None and first is not None:
-        needed = examples_needed(first, allowed, confidence, clusters)
-        missing = Missing(kept_limit(first, confidence, clusters), needed)
-    return Pick(chosen, tuple(tests), allowed, confidence, count, missing)
-
-
 def examples_needed(
-    differences: Floats, allowed: float, confidence: float, clusters: npt.NDArray[np.int64] | None = None
+    differences: Floats, allowed: float, confidence: float, clusters: Clusters | None = None
 ) -> int | None:
     """With how many examples a member with such differences would pass with a probability of `CHANCE`.
 
@@ -286,18 +252,5 @@ def examples_needed(
         values = np.bincount(group, weights=values)
         size = len(differences) / len(values)
     variance = max(float(np.mean(values**2)) / size, allowed)
-    needed = variance * ((norm.ppf(confidence) + norm.ppf(CHANCE)) / room) ** 2
-    return math.ceil(max(float(needed), math.log(1 - confidence) / math.log1p(-allowed)))
-
-
-def _mean_gain(passes: npt.NDArray[np.bool_], gains: Floats, chain: Sequence[int]) -> float:
-    """The mean over scenarios of what a chain recommends; 1 where nothing.
-
-    Args:
-        passes: Which members would pass, ``(scenarios, m)``.
-        gains: ``(m,)``.
-        chain: Positions of members.
-    """
-    order = np.array(chain)
-    reached = np.logical_and.accumulate(passes[:, order], axis=1)
-    return float(np.where(reached, gains[order], 1.0).max(axis=1).mean())
+    needed = variance * float((norm.ppf(confidence) + norm.ppf(CHANCE)) / room) ** 2
+    return math.ceil(max(needed, math.log(1 - confidence) / math.log1p(-allowed)))

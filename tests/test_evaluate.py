@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 
 from qnas_plugin import measure, registry
+from qnas_plugin.belief import RATIO, SOFT, Halves
 from qnas_plugin.errors import MaterializeError
 from qnas_plugin.evaluate import Evaluator
 from qnas_plugin.hardware import RuntimeSetting
@@ -14,16 +16,20 @@ from qnas_plugin.metrics import Scorer
 from qnas_plugin.precision import Precisions
 from qnas_plugin.space import Precision
 from qnas_plugin.supernets import Elastic
+from qnas_plugin.workbench import CORE_SHARE
 from qnas_plugin.tasks import SplitSizes
 
 
-def make(family: str, checkpoint: Path, data: str, precisions: Precisions | None = None) -> Evaluator:
+def make(
+    family: str, checkpoint: Path, data: str, precisions: Precisions | None = None, reference: Any = None
+) -> Evaluator:
     task = registry.load("tasks", "text_classification" if family == "bert" else "image_classification")
     elastic = Elastic((2, 3, 4), (1, 2, 4), (16, 32, 48))
     supernet = registry.load("supernets", family).load(str(checkpoint), elastic=elastic, precisions=precisions)
     dataset = task.load(data, sizes=SplitSizes(calibration=16, search=60))
     setting = RuntimeSetting(sequence_length=16 if family == "bert" else None)
-    return Evaluator(supernet, dataset, task.processor(str(checkpoint)), setting)
+    corner = None if reference is None else supernet.space.corner(reference, Precision.INT8)
+    return Evaluator(supernet, dataset, task.processor(str(checkpoint)), setting, reference=corner)
 
 
 @pytest.fixture(scope="module", params=["bert", "vit"])
@@ -39,13 +45,27 @@ def test_evaluate_measures_the_file_that_it_leaves(evaluator: Evaluator, tmp_pat
     space = evaluator.supernet.space
     candidate = space.decode(space.sample(1, np.random.default_rng(0))[0])
     evaluation = evaluator.evaluate(candidate, tmp_path)
-    assert set(evaluation.metrics) == {"accuracy", "latency_ms", "size_mb"}
+    assert set(evaluation.metrics) - {CORE_SHARE} == {"accuracy", SOFT, "latency_ms", "size_mb"}
     assert evaluation.metrics["size_mb"] == (tmp_path / "model.onnx").stat().st_size / 1e6
-    scores = evaluator.scores(tmp_path / "model.onnx", "search")
-    assert len(scores) == len(evaluator.dataset.search)
-    assert evaluation.metrics["accuracy"] == np.mean(scores)
+    scored = evaluator.scores(tmp_path / "model.onnx", "search")
+    assert len(scored.scores) == len(evaluator.dataset.search)
+    assert evaluation.metrics["accuracy"] == np.mean(scored.scores)
+    assert scored.soft is not None
+    assert evaluation.metrics[SOFT] == np.mean(scored.soft)
+    assert evaluation.halves == Halves.of(scored)
     assert set(evaluation.seconds) == {"slice", "calibrate", "quantize", "write", "accuracy", "latency"}
     assert evaluation.spread["latency_ms"] >= 0
+
+
+def test_evaluate_times_in_turns_with_the_reference(bert_checkpoint: Path, sentences: Path, tmp_path: Path) -> None:
+    evaluator = make("bert", bert_checkpoint, str(sentences), reference="largest")
+    space = evaluator.supernet.space
+    metrics = evaluator.evaluate(space.corner("smallest", Precision.INT8), tmp_path).metrics
+    assert metrics[RATIO] > 0
+    reference = (tmp_path / "reference.onnx").read_bytes()
+    assert reference == evaluator.build(space.corner("largest", Precision.INT8)).SerializeToString(deterministic=True)
+    evaluator.evaluate(space.corner("smallest", Precision.FP32), tmp_path)
+    assert (tmp_path / "reference.onnx").read_bytes() == reference
 
 
 def test_scores_agree_with_one_example_at_a_time(evaluator: Evaluator, tmp_path: Path) -> None:
@@ -57,7 +77,10 @@ def test_scores_agree_with_one_example_at_a_time(evaluator: Evaluator, tmp_path:
     together = evaluator.scores(tmp_path / "model.onnx", "report")
     batches = evaluator.processor.batches(examples.inputs, 1)
     alone = measure.scores(tmp_path / "model.onnx", batches, Scorer("accuracy", examples.labels), threads=1)
-    np.testing.assert_array_equal(together, alone)
+    np.testing.assert_array_equal(together.scores, alone.scores)
+    assert together.soft is not None
+    assert alone.soft is not None
+    np.testing.assert_allclose(together.soft, alone.soft, atol=1e-5)
 
 
 def test_build_gives_the_same_bytes_from_a_fresh_evaluator(

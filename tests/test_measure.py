@@ -73,8 +73,8 @@ def inputs() -> dict[str, np.ndarray]:
 
 def test_scores_stand_in_the_order_of_the_data_set(model: Path) -> None:
     batches = [batch([[0, 0, 1], [1, 0, 0]], [2, 0]), batch([[0, 1, 0]], [1])]
-    assert scores(model, batches, labels(0, 1, 2), threads=1).tolist() == [1, 1, 1]
-    assert scores(model, batches, labels(0, 1, 1), threads=1).tolist() == [1, 1, 0]
+    assert scores(model, batches, labels(0, 1, 2), threads=1).scores.tolist() == [1, 1, 1]
+    assert scores(model, batches, labels(0, 1, 1), threads=1).scores.tolist() == [1, 1, 0]
 
 
 def test_scores_raises_when_logits_are_not_finite(model: Path) -> None:

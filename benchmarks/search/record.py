@@ -2,10 +2,12 @@
 
     python -m benchmarks.search.record digits --checkpoint demo/digits-supernet --data digits --candidates 5000
     python -m benchmarks.search.record minilm --checkpoint runs/minilm --data runs/sst2 --candidates 2500
+    python -m benchmarks.search.record digits --checkpoint demo/digits-supernet --data digits --candidates 400 --soft
 
 Each candidate is built and run as ``qnas tune`` does it. Kept are its genes, the size of its file, and for each example
-of the search and the report split whether it was right. Stop it at any time; the same command goes on, and packs all
-there is into ``recorded/<name>.npz`` when it ends.
+of the search and the report split whether it was right; with ``--soft`` also the probability of its label in 255 steps.
+Stop it at any time; the same command goes on, and packs all there is into ``recorded/<name>.npz`` (with ``--soft``
+``<name>-soft.npz``) when it ends.
 
 The first half of the candidates covers the space: depth, size and share of FP32 are stratified. The others are where
 searches go: the predicted fronts of all records so far and their neighbours.
@@ -24,8 +26,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import softmax
 
-from benchmarks.search.spaces import SPACES, Recorded
+from benchmarks.search.spaces import SOFT, SPACES, Recorded
 from qnas_plugin import measure, registry
 from qnas_plugin.environment import environment
 from qnas_plugin.files import write_bytes
@@ -50,8 +53,9 @@ def main() -> None:
     parser.add_argument("--checkpoint", required=True)
     parser.add_argument("--data", required=True)
     parser.add_argument("--candidates", type=int, required=True)
+    parser.add_argument("--soft", action="store_true", help="keep the probability of the label too, in a file beside")
     options = parser.parse_args()
-    recorded = SPACES[options.space]
+    recorded = (SOFT if options.soft else SPACES)[options.space]
     live = Live(recorded, options.checkpoint, options.data)
     journal = recorded.records.with_suffix(".jsonl")
     with contextlib.suppress(KeyboardInterrupt):
@@ -69,6 +73,9 @@ def pack(journal: Path, target: Path, about: dict[str, Any]) -> None:
         "report": np.array([_bytes(row["report"]) for row in rows]),
         "about": np.array(json.dumps(about, sort_keys=True)),
     }
+    for name in ("soft_search", "soft_report"):
+        if name in rows[0]:
+            arrays[name] = np.array([_bytes(row[name]) for row in rows])
     with tempfile.TemporaryFile() as file:
         np.savez_compressed(file, **arrays)
         file.seek(0)
@@ -113,14 +120,19 @@ class Live:
         }
 
     def row(self, genes: Genes) -> dict[str, Any]:
-        """What is recorded of a canonical genotype ``(n,)``: genes, size, and what it got right on each split."""
+        """What is recorded of a canonical genotype ``(n,)``: genes, size, and what it answered on each split."""
         candidate = self.supernet.space.decode(genes)
         model = self.workbench.build(Job(candidate, self.supernet.cut(candidate)))
         with tempfile.TemporaryDirectory(prefix="qnas-") as folder:
             path = Path(folder) / "model.onnx"
             write(path, model)
-            right = {name: _right(path, self.batches[name], split) for name, split in self.splits.items()}
-            return {"genes": genes.tolist(), "size_mb": measure.size_mb(path)} | right
+            answers = {}
+            for name, split in self.splits.items():
+                right, soft = _answers(path, self.batches[name], split)
+                answers[name] = _text(np.packbits(right))
+                if self.recorded.soft:
+                    answers[f"soft_{name}"] = _text(np.round(255 * soft).astype(np.uint8))
+            return {"genes": genes.tolist(), "size_mb": measure.size_mb(path)} | answers
 
 
 def _record(live: Live, journal: Path, candidates: int) -> None:
@@ -145,9 +157,21 @@ def _record(live: Live, journal: Path, candidates: int) -> None:
                     print(json.dumps(rows[-1]), file=file, flush=True)
 
 
-def _right(model: Path, batches: list[Batch], examples: Examples) -> str:
-    right = measure.scores(model, batches, Scorer("accuracy", examples.labels), threads=1).scores == 1
-    return base64.b64encode(np.packbits(right).tobytes()).decode()
+def _answers(
+    model: Path, batches: list[Batch], examples: Examples
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.float64]]:
+    """Which examples ``(e,)`` a model gets right, and the probability ``(e,)`` that it gives their labels."""
+    right, soft = np.empty(len(examples), dtype=bool), np.empty(len(examples))
+    scorer = Scorer("accuracy", examples.labels)
+    for batch, outputs in measure.run(model, batches, threads=1):
+        at = batch.positions
+        right[at] = scorer(outputs, at) == 1
+        soft[at] = softmax(outputs["logits"].astype(np.float64), axis=1)[range(len(at)), examples.labels[at]]
+    return right, soft
+
+
+def _text(values: npt.NDArray[np.uint8]) -> str:
+    return base64.b64encode(values.tobytes()).decode()
 
 
 def _corners(space: SearchSpace) -> Iterator[Genes]:

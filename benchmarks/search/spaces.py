@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -26,6 +26,7 @@ class Recorded:
         task: The registered task.
         sizes: How many examples a candidate is evaluated on.
         policies: How many candidates share a subnet, and so its calibration.
+        soft: Whether the probability of the label was kept of each example, beside right and wrong.
     """
 
     name: str
@@ -35,11 +36,12 @@ class Recorded:
     task: str
     sizes: SplitSizes
     policies: int
+    soft: bool = False
 
     @property
     def records(self) -> Path:
         """The evaluated candidates."""
-        return RECORDED / f"{self.name}.npz"
+        return RECORDED / f"{self.name}{'-soft' if self.soft else ''}.npz"
 
     @property
     def table(self) -> Path:
@@ -83,3 +85,9 @@ SPACES = {
         ),
     )
 }
+
+SOFT = {
+    "digits": replace(SPACES["digits"], soft=True),
+    "minilm": replace(SPACES["minilm"], soft=True, sizes=SplitSizes(search=1000, report=872)),
+}
+"""Fewer candidates of the same spaces, from supernets trained anew, with soft scores."""

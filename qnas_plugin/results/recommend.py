@@ -68,7 +68,6 @@ def recommend(
     reference: Member,
     request: TuneRequest,
     *,
-    spread: float,
     selection: Part,
     report: Part,
 ) -> Recommendation:
@@ -83,14 +82,13 @@ def recommend(
         members: The verified Pareto set.
         reference: The baseline that they are compared with.
         request: Has limits, allowed loss and confidence.
-        spread: Standard deviation of the error of a difference between two believed accuracies.
         selection: On which nothing was searched.
         report: What the choice is judged by; it chooses nothing.
     """
     fitting = [member for member in members if member.candidate != reference.candidate and _fits(member, request)]
     gains = np.array([reference.report[goal(request)] / member.report[goal(request)] for member in fitting])
     if selection.count:
-        outcome = _tested(fitting, gains, reference, request, spread, selection)
+        outcome = _tested(fitting, gains, reference, request, selection)
         chosen = None if outcome.chosen is None else fitting[outcome.chosen]
         how = _selection_record(outcome, fitting, selection)
     else:
@@ -130,7 +128,6 @@ def _tested(
     gains: Floats,
     reference: Member,
     request: TuneRequest,
-    spread: float,
     selection: Part,
 ) -> Pick:
     known: dict[str, Floats] = {}
@@ -148,15 +145,7 @@ def _tested(
         ]
         return max(below, default=0.0)
 
-    chain = plan(
-        np.array([member.search["accuracy"] - reference.search["accuracy"] for member in fitting]),
-        np.full(len(fitting), spread / np.sqrt(2)),
-        gains,
-        allowed=request.max_accuracy_drop,
-        confidence=request.confidence,
-        examples=selection.count,
-        reference_spread=spread / np.sqrt(2),
-    )
+    chain = plan(np.array([member.search["accuracy"] for member in fitting]), gains)
     return pick(
         chain,
         lambda i: scores(fitting[i]) - scores(reference),

@@ -79,7 +79,6 @@ def verify(
         [verified[name] for name in chosen.members],
         verified[chosen.baselines[request.reference]],
         request,
-        spread=0.0 if chosen.beliefs.accuracy is None else chosen.beliefs.accuracy.spread,
         selection=_selection(evaluator, building),
         report=Part(
             len(evaluator.dataset.report), lambda member: scores[member.name], evaluator.dataset.report.clusters

@@ -51,7 +51,7 @@ def advice(
     asked: TuneRequest, selection: Part = NONE, members: Sequence[Member] = MEMBERS, reference: Member = FULL
 ) -> Recommendation:
     report = part({each.name: each.report["accuracy"] for each in (*members, reference)}, 1000)
-    return recommend(members, reference, asked, spread=0.003, selection=selection, report=report)
+    return recommend(members, reference, asked, selection=selection, report=report)
 
 
 def test_recommend_takes_the_fastest_that_the_selection_part_shows_to_be_good_enough() -> None:
