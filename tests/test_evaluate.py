@@ -16,8 +16,8 @@ from qnas_plugin.metrics import Scorer
 from qnas_plugin.precision import Precisions
 from qnas_plugin.space import Precision
 from qnas_plugin.supernets import Elastic
-from qnas_plugin.workbench import CORE_SHARE
 from qnas_plugin.tasks import SplitSizes
+from qnas_plugin.workbench import CORE_SHARE
 
 
 def make(

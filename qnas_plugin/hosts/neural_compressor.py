@@ -13,6 +13,7 @@ from __future__ import annotations
 import glob
 import logging
 import re
+import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -115,7 +116,7 @@ class LinasTuneStrategy(TuneStrategy):  # type: ignore[misc]
             return
         criterion.outcome = result
         log.info(result.reason)
-        if result.choice is not None:
+        if result.choice is not None and result.choice not in result.baselines:
             self.best_qmodel = ONNXModel(onnx.load(criterion.out / result.choice.folder / "model.onnx"))
 
 
@@ -143,7 +144,9 @@ def fit(
         out, objectives, max_trials, timeout, strategy_kwargs: See ``LinasCriterion``.
 
     Returns:
-        The Pareto set; its ``choice`` is the best model within the accuracy criterion, None when there is none.
+        The Pareto set; its ``choice`` is the best model within half of the accuracy criterion: ``eval_func`` gives one
+        number, on data that the search chose by, so that the other half is margin. It is the FP32 model itself where
+        nothing better was found, and None when that breaks a limit.
 
     Raises:
         QnasError: Something given is wrong.
@@ -229,12 +232,17 @@ def _search(
         "keep_fp32": _kept(path, config),
     }
     request = TuneRequest.build(asked | criterion.strategy_kwargs)
+    if request.workers is not None or request.cluster is not None:
+        raise UsageError(
+            "the strategy linas evaluates with eval_func, in this process; leave workers and cluster out, or use: qnas "
+            "tune --model ... --data ... --workers ..."
+        )
     profile, setting, here = load_hardware(request)
     puts = processor(request.source)
     dataset = _dataset(_examples(loader, puts, request.calibration_samples))
     network = onnx_model.load(request.source, precisions=request.precisions)
     loaded = Loaded(request, profile, setting, dataset, puts, network, here=here, judge=judge)
-    done = 0
+    done, began = 0, time.monotonic()
 
     def on_progress(searched: Searched) -> None:
         nonlocal done
@@ -243,11 +251,18 @@ def _search(
 
     try:
         return tune(request, loaded=loaded, on_stage=log.info, on_progress=on_progress)
-    except KeyboardInterrupt:  # how 3.7.1 tells that the time is up
+    except KeyboardInterrupt:  # how 3.7.1 tells that the time is up; before that it is Ctrl-C
+        if not _time_is_up(criterion, began):
+            raise
         if not done:
             raise StudyError("stopped before a trial was finished; give more than these seconds as timeout") from None
         log.info(f"Stopped after {done} trials")
         return tune(request.model_copy(update={"trials": done}), loaded=loaded, on_stage=log.info)
+
+
+def _time_is_up(criterion: LinasCriterion, began: float) -> bool:
+    """Whether a search that began then has used the seconds that it was given; 0 is no limit."""
+    return bool(criterion.timeout) and time.monotonic() - began >= criterion.timeout - 1
 
 
 def _kept(path: Path, config: Any) -> tuple[str, ...]:
