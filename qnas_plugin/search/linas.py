@@ -85,7 +85,10 @@ class Model:
     ) -> Model:
         """Trains on genotypes ``(m, n)`` and their metrics."""
         X = predictors.features(problem.space, genes)
-        values = {name: np.array([row[name] for row in metrics]) for name in metric_names(problem)}
+        values = {
+            name: problem.exact[name](genes) if name in problem.exact else np.array([row[name] for row in metrics])
+            for name in metric_names(problem)
+        }
         return cls(
             problem,
             {
