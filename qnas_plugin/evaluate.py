@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 import onnx
 
-from qnas_plugin import measure
+from qnas_plugin import kernels, measure
 from qnas_plugin.errors import MaterializeError
 from qnas_plugin.files import write_parts
 from qnas_plugin.hardware import RuntimeSetting, detect
@@ -133,6 +133,15 @@ class Evaluator:
             self._parts[part] = batches, self._scorer(examples, batches)
         batches, scorer = self._parts[part]
         return measure.scores(model, batches, scorer, threads=threads)
+
+    def kernels(self, candidate: Candidate, model: Path) -> kernels.Kernels:
+        """What the precision groups of a candidate's file run as.
+
+        Raises:
+            MeasurementError: ONNX Runtime cannot run the file.
+        """
+        groups = {group: names for group, names in self.graph.groups.items() if f"precision.{group}" in candidate}
+        return kernels.executed(model, groups)
 
     def latency(self, models: Sequence[Path], rounds: int = 3) -> list[measure.Latency]:
         """The latencies of ONNX files at the evaluator's setting, measured in turns.
