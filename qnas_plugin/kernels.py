@@ -98,6 +98,30 @@ def in_name_only(found: Iterable[Kernels]) -> str:
     )
 
 
+def summary(found: Sequence[Layer], operators: Mapping[str, float], run: float) -> str:
+    """What the layers of a file and the time of its operators come to.
+
+    Args:
+        found: The layers.
+        operators: Milliseconds of each operator in a run.
+        run: Milliseconds of the run.
+    """
+    int8 = [layer for layer in found if layer.int8]
+    if not int8:
+        return f"{len(found)} layers, none of them INT8."
+    products = {kernel for layer in int8 if layer.integer for kernel in layer.kernels if kernel != "Gather"}
+    whole, rounding = (
+        100 * sum(operators.get(name, 0.0) for name in names) / run
+        for names in (products, ("QuantizeLinear", "DequantizeLinear"))
+    )
+    wrong = [layer.name for layer in int8 if not layer.integer]
+    return (
+        f"{len(int8)} of {len(found)} layers are stored as INT8 and {len(int8) - len(wrong)} of these are computed in "
+        f"integers. Integer products take {whole:.0f} % of the time, rounding to INT8 and back {rounding:.0f} %."
+        + (f" In FP32 on weights that are converted in every run: {', '.join(wrong)}." if wrong else "")
+    )
+
+
 def layers(model: Path) -> list[Layer]:
     """The layers of a file in the order of the graph, outside of If and Loop.
 
