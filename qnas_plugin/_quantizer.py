@@ -137,16 +137,28 @@ def activation_scales(
 ) -> dict[str, Any]:
     """Zero point and scale of each tensor.
 
-    Neural Compressor 3.7.1 takes the part above zero of what a Relu alone reads, and overlooks that it may be an output
-    of the model too, or be read inside of an If or a Loop.
+    Neural Compressor 3.7.1 takes the part of a range that a Relu or Clip lets through if that alone reads the tensor.
+    It overlooks that the tensor may be an output of the model too, or be read inside of an If or a Loop, and that what
+    a Clip lets through may lack the zero that a scale must have. These keep their whole range.
     """
     augment = ONNXRTAugment(model, None, [], reduce_range=REDUCE_RANGE)
     scales: dict[str, Any] = augment.dump_calibration(config, ranges)
     graph = model.model.graph
     seen = {output.name for output in graph.output} | {name for node in graph.node for name in inner_inputs(node)}
-    for name in ranges.keys() & seen:
+    seen |= {node.input[0] for node in graph.node if node.op_type == "Clip" and not _lets_zero_through(node, graph)}
+    for name in sorted(ranges.keys() & seen):
         scales[name] = augment.calculate_scale_zeropoint(None, None, *ranges[name], "asym", onnx.TensorProto.UINT8, 255)
     return scales
+
+
+def _lets_zero_through(clip: onnx.NodeProto, graph: onnx.GraphProto) -> bool:
+    bounds = {
+        initializer.name: float(onnx.numpy_helper.to_array(initializer).reshape(-1)[0])
+        for initializer in graph.initializer
+        if initializer.name in clip.input[1:]
+    }
+    low, high = (bounds.get(name, 0.0) for name in [*clip.input[1:], "", ""][:2])
+    return low <= 0 <= high
 
 
 def _quantize(

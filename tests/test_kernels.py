@@ -37,7 +37,9 @@ WEIGHTS = {
     "table": RNG.standard_normal((20, 8)),
     "norm": np.abs(RNG.standard_normal(8)) + 1,
 }
-STORED = {name: array.astype(np.float32) for name, array in WEIGHTS.items()} | {"six": np.array(6, np.float32)}
+STORED = {name: array.astype(np.float32) for name, array in WEIGHTS.items()} | {
+    name: np.array(value, np.float32) for name, value in (("three", 3), ("six", 6))
+}
 PLAIN, TEXT, IMAGE = ("n", 8), ("n", 5, 8), ("n", 8, 6, 6)
 
 
@@ -157,6 +159,8 @@ FORMS: Mapping[str, tuple[Form, set[str]]] = {
     "conv-without-bias": (Form([node("Conv", "x k", "y")], IMAGE), CONV),
     "conv-is-output": (Form([node("Conv", "x k b", "y"), node("Relu", "y", "z")], IMAGE, ("y", "z")), CONV),
     "conv-and-relu": (Form([node("Conv", "x k b", "h"), node("Relu", "h", "y")], IMAGE), CONV),
+    "conv-and-clip": (Form([node("Conv", "x k b", "h"), node("Clip", "h half six", "y")], IMAGE), CONV),
+    "conv-and-clip-above-zero": (Form([node("Conv", "x k b", "h"), node("Clip", "h three six", "y")], IMAGE), CONV),
     "two-convs": (
         Form([node("Conv", "x k b", "h"), node("HardSwish", "h", "g"), node("Conv", "g k2 b", "y")], IMAGE),
         CONV,
