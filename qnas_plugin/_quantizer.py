@@ -11,8 +11,12 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from qnas_plugin._bias import Floors
+from qnas_plugin._integer_forms import inner_inputs
+
 with warnings.catch_warnings():  # 3.7.1 imports pkg_resources, which warns
     warnings.simplefilter("ignore")
+    from neural_compressor.adaptor.ox_utils.calibration import ONNXRTAugment
     from neural_compressor.adaptor.ox_utils.quantizer import Quantizer
     from neural_compressor.adaptor.ox_utils.util import (
         QuantizedInitializer,
@@ -47,6 +51,7 @@ class CachedQuantizer(Quantizer):  # type: ignore[misc]
         scales: Tensor name to zero point and scale.
         weights: The FP32 weights by name.
         quantized: The quantized weights of earlier runs; new ones are added.
+        floors: The scales that weights have at least.
 
     Attributes:
         int8: The quantized weights of this run by the names of their initializers, which have no values.
@@ -59,6 +64,7 @@ class CachedQuantizer(Quantizer):  # type: ignore[misc]
         scales: Mapping[str, Any],
         weights: Mapping[str, npt.NDArray[Any]],
         quantized: Quantized,
+        floors: Floors,
     ) -> None:
         super().__init__(
             model,
@@ -72,6 +78,7 @@ class CachedQuantizer(Quantizer):  # type: ignore[misc]
         )
         self._weights = weights
         self._kept = quantized
+        self._floors = floors
         self.int8: dict[str, npt.NDArray[Any]] = {}
 
     def quantize_bias_tensor(self, node: onnx.NodeProto) -> None:
@@ -116,15 +123,56 @@ class CachedQuantizer(Quantizer):  # type: ignore[misc]
         if key not in self._kept:
             self._kept[key] = _quantize(initializer, values, dtype, scheme, axis)
         weight = copy.copy(self._kept[key])
+        least = self._floors.get(name, np.zeros(1))
+        least = least.max() if axis is None else least
+        if (weight.scales < least).any():  # not kept: it depends on what the layer reads
+            weight = _quantize(initializer, values, dtype, scheme, axis, least)
         if self.model.get_initializer_share_num(name) > 1:
             weight.name = f"{name}_{dtype}"
         return weight
 
 
+def activation_scales(
+    model: ONNXModel, config: Mapping[str, Any], ranges: Mapping[str, tuple[float, float]]
+) -> dict[str, Any]:
+    """Zero point and scale of each tensor.
+
+    Neural Compressor 3.7.1 takes the part of a range that a Relu or Clip lets through if that alone reads the tensor.
+    It overlooks that the tensor may be an output of the model too, or be read inside of an If or a Loop, and that what
+    a Clip lets through may lack the zero that a scale must have. These keep their whole range.
+    """
+    augment = ONNXRTAugment(model, None, [], reduce_range=REDUCE_RANGE)
+    scales: dict[str, Any] = augment.dump_calibration(config, ranges)
+    graph = model.model.graph
+    seen = {output.name for output in graph.output} | {name for node in graph.node for name in inner_inputs(node)}
+    seen |= {node.input[0] for node in graph.node if node.op_type == "Clip" and not _lets_zero_through(node, graph)}
+    for name in sorted(ranges.keys() & seen):
+        scales[name] = augment.calculate_scale_zeropoint(None, None, *ranges[name], "asym", onnx.TensorProto.UINT8, 255)
+    return scales
+
+
+def _lets_zero_through(clip: onnx.NodeProto, graph: onnx.GraphProto) -> bool:
+    bounds = {
+        initializer.name: float(onnx.numpy_helper.to_array(initializer).reshape(-1)[0])
+        for initializer in graph.initializer
+        if initializer.name in clip.input[1:]
+    }
+    low, high = (bounds.get(name, 0.0) for name in [*clip.input[1:], "", ""][:2])
+    return low <= 0 <= high
+
+
 def _quantize(
-    initializer: onnx.TensorProto, values: npt.NDArray[Any], dtype: int, scheme: str, axis: int | None
+    initializer: onnx.TensorProto,
+    values: npt.NDArray[Any],
+    dtype: int,
+    scheme: str,
+    axis: int | None,
+    least: npt.NDArray[np.float64] | float = 0.0,
 ) -> QuantizedInitializer:
-    """A weight quantized over its own minimum and maximum: per channel along an axis or, with None, as a whole."""
+    """A weight quantized over its own minimum and maximum: per channel along an axis or, with None, as a whole.
+
+    Its scales are at least those given.
+    """
     span = _get_qrange_for_qType(dtype, REDUCE_RANGE)
     if axis is None:
         low, high = min(float(values.min()), 0), max(float(values.max()), 0)
@@ -132,8 +180,9 @@ def _quantize(
         others = tuple(i for i in range(values.ndim) if i != axis)
         low, high = np.minimum(values.min(others, keepdims=True), 0), np.maximum(values.max(others, keepdims=True), 0)
     scale, zero_point = calculate_scale_zp(low, high, span, dtype, scheme)
-    # In a channel of next to no weights the scale is so small that its bias, in units of it, overflows INT32.
     scale = np.maximum(scale, np.max(scale) * _SMALLEST_CHANNEL)
+    if np.any(np.reshape(scale, -1) < least):
+        scale = np.maximum(np.reshape(scale, -1), least).astype(np.float32).reshape(np.shape(scale))
     rounded = np.empty(values.shape, np.int8 if dtype == onnx.TensorProto.INT8 else np.uint8)
     rows = max(1, _AT_ONCE * len(values) // values.size)
     for first in range(0, len(values), rows):

@@ -393,11 +393,31 @@ def show(
     study: Annotated[
         Path | None, typer.Option(help="With predictors: a folder of qnas tune, to show how well they rank its trials.")
     ] = None,
+    kernels: Annotated[
+        bool,
+        typer.Option(
+            "--kernels",
+            help="With an ONNX file, quantized or not: what ONNX Runtime runs each layer as, and where time goes.",
+        ),
+    ] = False,
+    data: Annotated[
+        Path | None, _option("With --kernels: .npz file with the inputs of one run.", "made up", "FILE.npz")
+    ] = None,
+    batch: Annotated[Count, _option("With --kernels: size of a free first axis of made-up inputs.", 1)] = None,
+    seq_len: Annotated[Count, _option("With --kernels: size of other free axes of made-up inputs.", 128)] = None,
+    threads: Annotated[Count, _option("With --kernels: threads of the run.", 1)] = None,
 ) -> None:
-    """List what is registered, the precision groups of an ONNX file, or how well predictors rank a study's trials."""
+    """List what is registered, the precision groups or the kernels of an ONNX file, or how well predictors rank."""
     from qnas_plugin import console
 
-    if study is None:
+    if kernels or any(option is not None for option in (data, batch, seq_len, threads)):
+        if not kernels or not what.endswith(".onnx"):
+            raise UsageError(f"--kernels is for an ONNX file, the other options are for --kernels; got 'show {what}'")
+        sizes = [default if size is None else size for size, default in ((batch, 1), (seq_len, 128), (threads, 1))]
+        if min(sizes) < 1:
+            raise UsageError(f"--batch, --seq-len and --threads are at least 1; got {min(sizes)}")
+        console.showing_kernels(Path(what), data, *sizes)
+    elif study is None:
         console.showing(what)
     elif what == "predictors":
         console.ranking_predictors(study)

@@ -260,6 +260,34 @@ def showing(what: str) -> None:
     Console(highlight=False).print(table)
 
 
+def showing_kernels(model: Path, data: Path | None, batch_size: int, length: int, threads: int) -> None:
+    """Prints what each layer of a file runs as, and where the time goes, on standard output."""
+    from qnas_plugin import kernels, operator_times
+
+    layers = kernels.layers(model)
+    inputs = operator_times.made_up(model, batch_size, length) if data is None else operator_times.read_inputs(data)
+    times = operator_times.measure(model, inputs, threads=threads)
+    output = Console(highlight=False)
+    table = Table(box=box.SIMPLE)
+    for column in ("layer", "stored", "runs as", "ms", "%"):
+        table.add_column(column, justify="right" if column in ("ms", "%") else "left", overflow="fold")
+    for layer in layers:
+        ms = sum(times.nodes.get(name, 0.0) for name in layer.nodes)
+        style = "yellow" if layer.int8 and not layer.integer else None
+        stored = "INT8" if layer.int8 else "FP32"
+        table.add_row(layer.name, stored, str(layer), f"{ms:.4f}", f"{100 * ms / times.run:.1f}", style=style)
+    output.print(table)
+    table = Table(box=box.SIMPLE)
+    for column in ("operator", "calls", "ms", "%"):
+        table.add_column(column, justify="left" if column == "operator" else "right")
+    rest = max(0.0, times.run - sum(times.operators.values()))
+    for operator, ms in [*times.operators.items(), ("between them", rest)]:
+        calls = str(times.counts.get(operator, ""))
+        table.add_row(operator, calls, f"{ms:.4f}", f"{100 * ms / times.run:.1f}")
+    output.print(table)
+    output.print(kernels.summary(layers, times.operators, times.run), soft_wrap=True)
+
+
 def ranking_predictors(study: Path) -> None:
     """Prints how well predictors rank the trials of a study, on standard output."""
     from qnas_plugin.commands.ranking import ranking

@@ -9,13 +9,14 @@ from typing import Literal
 import numpy as np
 import onnx
 
-from qnas_plugin import measure
+from qnas_plugin import kernels, measure
 from qnas_plugin.errors import MaterializeError
 from qnas_plugin.files import write_parts
 from qnas_plugin.hardware import RuntimeSetting, detect
 from qnas_plugin.latency_table import Estimator
 from qnas_plugin.materialize import subnet
 from qnas_plugin.metrics import REFERENCE, Scored, Scorer, references
+from qnas_plugin.outliers import Outlier
 from qnas_plugin.outline import Outline
 from qnas_plugin.space import Candidate, Precision
 from qnas_plugin.study import Evaluation
@@ -134,6 +135,15 @@ class Evaluator:
         batches, scorer = self._parts[part]
         return measure.scores(model, batches, scorer, threads=threads)
 
+    def kernels(self, candidate: Candidate, model: Path) -> kernels.Kernels:
+        """What the precision groups of a candidate's file run as.
+
+        Raises:
+            MeasurementError: ONNX Runtime cannot run the file.
+        """
+        groups = {group: names for group, names in self.graph.groups.items() if f"precision.{group}" in candidate}
+        return kernels.executed(model, groups)
+
     def latency(self, models: Sequence[Path], rounds: int = 3) -> list[measure.Latency]:
         """The latencies of ONNX files at the evaluator's setting, measured in turns.
 
@@ -160,15 +170,30 @@ class Evaluator:
         assert self.estimator is not None
         return float(self.estimator(self.supernet.space.encode(candidate)[None])[0])
 
+    def outliers(self, candidate: Candidate) -> list[Outlier]:
+        """The tensors of a candidate's subnet that INT8 cannot hold.
+
+        Raises:
+            CandidateError: It cannot be built.
+        """
+        return self.workbench.outliers(self.job(candidate), threads=detect().usable_cores)
+
     def check(self, candidate: Candidate) -> None:
         """Compares a subnet's FP32 graph with what the network itself gives on a real batch.
 
         Raises:
-            MaterializeError: They differ by more than 1e-4, or that share of the largest output where it is above 1.
+            MaterializeError: They differ by more than 1e-4, or that share of the largest output where it is above 1; or
+                the network gives a number that is not finite.
         """
         cut, batch = self.supernet.cut(candidate), self.workbench.calibration[0]
         ((_, got),) = measure.run(subnet(self.graph, cut), [batch], threads=detect().usable_cores)
         for name, expected in self.supernet.outputs(cut, batch.inputs).items():
+            if expected.dtype.kind == "f" and not np.isfinite(expected).all():
+                bad = expected[~np.isfinite(expected)].flat[0]
+                raise MaterializeError(
+                    f"the model itself gives {bad} in its output '{name}', which must be finite; mask with a number "
+                    "like -1e4 instead"
+                )
             difference = float(np.abs(np.subtract(got[name], expected, dtype=np.float64)).max())
             allowed = TOLERANCE * max(1.0, float(np.abs(expected).max()))
             if not difference <= allowed:

@@ -9,7 +9,7 @@ A tensor has one range: that of the INT8 layers that read it, of which one that 
 reads that of the Conv that writes it.
 
 The graphs are those of ``neural_compressor.quantization.fit`` under the same settings, except that what a table gives
-has the range of the whole table, nodes that stay FP32 read FP32 tensors (``_restore_fp32_inputs``), and the scales of a
+has the range of the whole table, nodes that stay FP32 read FP32 tensors (``_integer_forms``), and the scales of a
 bias lie along its only axis.
 """
 
@@ -26,7 +26,9 @@ from typing import Any
 import numpy as np
 import onnx
 
-from qnas_plugin._quantizer import FP32_OUTPUT, REDUCE_RANGE, WEIGHT_INPUT, CachedQuantizer, Quantized
+from qnas_plugin import _bias
+from qnas_plugin._integer_forms import Shapes, let_run, restore_fp32_inputs, shapes, split_scaled
+from qnas_plugin._quantizer import FP32_OUTPUT, WEIGHT_INPUT, CachedQuantizer, Quantized, activation_scales
 from qnas_plugin.errors import QuantizationError
 from qnas_plugin.outline import Outline
 from qnas_plugin.precision import FORMATS
@@ -35,7 +37,6 @@ from qnas_plugin.tasks import Batch
 
 with warnings.catch_warnings():  # 3.7.1 imports pkg_resources, which warns
     warnings.simplefilter("ignore")
-    from neural_compressor.adaptor.ox_utils.calibration import ONNXRTAugment
     from neural_compressor.adaptor.ox_utils.calibrator import CALIBRATOR
     from neural_compressor.model.onnx_model import ONNXModel
 
@@ -176,6 +177,7 @@ class Calibrated:
             return self._fp32
         quantized = onnx.ModelProto()
         quantized.CopyFrom(self._template)
+        split_scaled(quantized.graph, int8)
         config = {
             node.name: {"weight": _weight_config(node, formats[node.name]), "activation": _ACTIVATION}
             for node in quantized.graph.node
@@ -183,13 +185,17 @@ class Calibrated:
         }
         wrapped = ONNXModel(quantized)
         ranges = self._ranges({name: formats[name] for name in int8})
-        scales = ONNXRTAugment(wrapped, None, [], reduce_range=REDUCE_RANGE).dump_calibration(config, ranges)
-        quantizer = CachedQuantizer(wrapped, config, scales, self._fp32.weights, self.quantized)
+        scales = activation_scales(wrapped, config, ranges)
+        floors = _bias.floors(quantized.graph, int8, scales)
+        quantizer = CachedQuantizer(wrapped, config, scales, self._fp32.weights, self.quantized, floors)
         quantizer.quantize_model()
         wrapped.topological_sort()
-        _restore_fp32_inputs(quantized.graph, int8, {name for names in self.groups.values() for name in names} - int8)
+        restore_fp32_inputs(quantized.graph, int8, {name for names in self.groups.values() for name in names} - int8)
+        read = {f"{node.name}_quant": node.input[0] for node in self._fp32.model.graph.node if node.name in int8}
+        let_run(quantized.graph, read, self._shapes)
         verify(quantized, self.groups, policy)
         self._check_scales(quantized, int8, scales)
+        _bias.check(quantized.graph, self._template.graph, int8)
         stored = {initializer.name for initializer in quantized.graph.initializer}
         weights = {**self._fp32.weights, **quantizer.int8}
         return Outline(quantized, {name: array for name, array in weights.items() if name in stored})
@@ -227,6 +233,10 @@ class Calibrated:
     @cached_property
     def _fp32(self) -> Outline:
         return Outline.of(self.model)
+
+    @cached_property
+    def _shapes(self) -> Shapes:
+        return shapes(self._fp32.model)
 
     @cached_property
     def _template(self) -> onnx.ModelProto:
@@ -359,24 +369,3 @@ def _check_policy(groups: Groups, policy: Policy) -> None:
     if missing or unknown:
         what = f"has no precision for '{missing[0]}'" if missing else f"names an unknown group '{unknown[0]}'"
         raise QuantizationError(f"the policy {what}; the groups of this model are {', '.join(groups) or 'none'}")
-
-
-def _restore_fp32_inputs(graph: onnx.GraphProto, int8: set[str], fp32: set[str]) -> None:
-    """Lets nodes that stay FP32 read FP32 tensors.
-
-    Where one reader of a tensor is quantized, Neural Compressor 3.7.1 (``Quantizer.merge_dedicated_qdq_pair``) has all
-    of them read the rounded copy: an FP32 query beside an INT8 key, and the residual path of every layer. Here only
-    what is in no group still does, and only beside an INT8 Conv: ONNX Runtime adds residuals of those in integers.
-    """
-    sources = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "QuantizeLinear"}
-    rounded = {
-        node.output[0]: sources[node.input[0]]
-        for node in graph.node
-        if node.op_type == "DequantizeLinear" and node.input[0] in sources and node.output[0].endswith("_dequantized")
-    }
-    quantized = {f"{name}_quant" for name in int8}
-    beside_conv = {node.input[0] for node in graph.node if node.op_type == "Conv" and node.name in quantized}
-    for node in graph.node:
-        for i, name in enumerate(node.input):
-            if name in rounded and node.name not in quantized and (node.name in fp32 or name not in beside_conv):
-                node.input[i] = rounded[name]

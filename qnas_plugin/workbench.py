@@ -27,6 +27,7 @@ from qnas_plugin.errors import OutputError
 from qnas_plugin.hardware import RuntimeSetting
 from qnas_plugin.materialize import Graph, subnet
 from qnas_plugin.metrics import REFERENCE, Scored, Scorer, standard_error
+from qnas_plugin.outliers import Outlier, find
 from qnas_plugin.outline import Outline
 from qnas_plugin.precision import FORMATS
 from qnas_plugin.quantize import Calibrated, Groups, Policy, Ranges, observe
@@ -119,13 +120,22 @@ class Workbench:
             CandidateError: It cannot be built, or its policy did not land.
         """
         seconds = {} if seconds is None else seconds
-        groups = {group: nodes for group, nodes in self.graph.groups.items() if f"precision.{group}" in job.candidate}
-        policy = {group: str(job.candidate[f"precision.{group}"]) for group in groups}
+        groups, policy = self._policy(job.candidate)
         calibrated = self._calibrated(job.cut, groups, policy, seconds, threads)
         with _stage("quantize", seconds):
             outline = calibrated.outline(policy)
             self._bound()
         return outline
+
+    def outliers(self, job: Job, *, threads: int = 1) -> list[Outlier]:
+        """The tensors of a candidate's subnet that INT8 cannot hold, by the ranges that all its policies have.
+
+        Raises:
+            CandidateError: It cannot be built.
+        """
+        groups, policy = self._policy(job.candidate)
+        calibrated = self._calibrated(job.cut, groups, policy, {}, threads)
+        return find(Outline.of(calibrated.model), groups, calibrated.ranges, self.calibration[0], threads=threads)
 
     def evaluate(self, job: Job, folder: Path, *, threads: int) -> Evaluation:
         """Builds and measures a candidate: accuracy on the search part, latency, size. The file is left in ``folder``.
@@ -161,6 +171,11 @@ class Workbench:
         if self.judge is not None:
             return Scored(np.array([self.judge(model)]))
         return measure.scores(model, self.search, self.scorer, threads=threads)
+
+    def _policy(self, candidate: Candidate) -> tuple[Groups, Policy]:
+        """The precision groups that a candidate has, and what becomes of each."""
+        groups = {group: nodes for group, nodes in self.graph.groups.items() if f"precision.{group}" in candidate}
+        return groups, {group: str(candidate[f"precision.{group}"]) for group in groups}
 
     def _latency(self, model: Path, folder: Path, threads: int) -> tuple[dict[str, float], float]:
         """The latency in turns with the reference; once more, where something else ran on the model's core."""

@@ -99,6 +99,12 @@ def test_tune_writes_what_it_promises(tuned: Path) -> None:
         }
         assert row["report"]["size_mb"] == (folder / "model.onnx").stat().st_size / 1e6
         assert row["latency"]["runs"] >= 30
+        searched = [name for name in row["candidate"] if name.startswith("precision.")]
+        assert {f"precision.{group}" for group in row["kernels"]["groups"]} == set(searched)
+        assert row["kernels"]["not_integer"] == []
+    int8 = next(row for row in record["baselines"] if row["name"] == "largest-int8")["kernels"]["groups"]
+    assert {name for names in int8.values() for name in names} == {"Gather", "MatMulIntegerToFloat", "QGemm"}
+    assert int8["pooler"] == int8["classifier"] == ["QGemm"]
     assert sorted(path.name for path in (tuned / "pareto").iterdir()) == sorted(r["name"] for r in record["members"])
     html = (tuned / "report.html").read_text()
     assert record["recommended"] in html

@@ -250,6 +250,8 @@ def tune(
         for name, candidate in corners.items():
             if name.endswith("fp32"):
                 evaluator.check(candidate)
+        for outlier in evaluator.outliers(corners["largest-int8"]):
+            on_stage(f"[yellow]Calibration: {outlier}[/yellow]")
         _search(request, study, evaluator, loaded.profile, on_stage, on_progress)
         on_stage("Verifying the Pareto set on the report split")
         result = verify(

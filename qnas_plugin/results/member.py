@@ -29,6 +29,7 @@ class Member:
         folder: Relative to the output folder.
         dominated: Whether another verified model is at least as good in all objectives and better in one.
         baseline: The name of the baseline that is the same candidate.
+        kernels: What each precision group runs as, and the INT8 groups that are not computed in integers.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Member:
     folder: str
     dominated: bool = False
     baseline: str | None = None
+    kernels: Mapping[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """As it stands in ``pareto.json``."""
@@ -54,6 +56,7 @@ class Member:
             "folder": self.folder,
             "dominated": self.dominated,
             "baseline": self.baseline,
+            "kernels": dict(self.kernels),
         }
 
 

@@ -15,6 +15,7 @@ from qnas_plugin import measure
 from qnas_plugin.belief import Beliefs, believed
 from qnas_plugin.evaluate import Evaluator
 from qnas_plugin.hardware import HardwareProfile
+from qnas_plugin.kernels import Kernels, in_name_only
 from qnas_plugin.metrics import standard_error
 from qnas_plugin.objectives import losses, near_front, non_dominated
 from qnas_plugin.request import TuneRequest
@@ -72,8 +73,9 @@ def verify(
     chosen = _choose(request, study, evaluator, baselines, building)
     places = {name: ("pareto" if name in chosen.members else "baselines") + f"/{name}" for name in chosen.candidates}
     scores = _build(evaluator, chosen, building, places, on_stage)
+    executed = _kernels(evaluator, chosen, building, places, on_stage)
     latencies = _latencies(evaluator, chosen, building, places, on_stage)
-    verified = _members(request, chosen, building, places, scores, latencies)
+    verified = _members(request, chosen, building, places, scores, latencies, executed)
     on_stage("Choosing what to recommend on the selection part")
     advice = recommend(
         [verified[name] for name in chosen.members],
@@ -161,6 +163,23 @@ def _build(
     return scores
 
 
+def _kernels(
+    evaluator: Evaluator,
+    chosen: _Chosen,
+    building: Path,
+    places: Mapping[str, str],
+    on_stage: Callable[[str], None],
+) -> dict[str, Kernels]:
+    """What each candidate's file runs as."""
+    executed = {
+        name: evaluator.kernels(candidate, building / places[name] / "model.onnx")
+        for name, candidate in chosen.candidates.items()
+    }
+    if note := in_name_only(executed.values()):
+        on_stage(note)
+    return executed
+
+
 def _latencies(
     evaluator: Evaluator,
     chosen: _Chosen,
@@ -186,6 +205,7 @@ def _members(
     places: Mapping[str, str],
     scores: Mapping[str, npt.NDArray[np.float64]],
     latencies: Mapping[str, Mapping[str, Any]],
+    executed: Mapping[str, Kernels],
 ) -> dict[str, Member]:
     """All verified candidates by name, compared with the references and with each other."""
     report = {
@@ -213,6 +233,7 @@ def _members(
             places[name],
             dominated=not kept,
             baseline=same.get(name),
+            kernels=executed[name].to_dict(),
         )
         for (name, candidate), kept in zip(chosen.candidates.items(), best, strict=True)
     }
