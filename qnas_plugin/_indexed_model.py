@@ -75,9 +75,33 @@ class Named:
         return self._items[index]
 
 
+class NewNodes(list[onnx.NodeProto]):
+    """Nodes that are to be added, found by their names; one that is there already is not added again.
+
+    Neural Compressor 3.7.1 makes as many nodes of one name as layers share a weight, less one.
+    """
+
+    def __init__(self, nodes: Iterable[onnx.NodeProto]) -> None:
+        super().__init__()
+        self._first: dict[str, onnx.NodeProto] = {}
+        self.extend(nodes)
+
+    def find(self, name: str) -> onnx.NodeProto | None:
+        """The node of this name; None where there is none."""
+        return self._first.get(name)
+
+    def append(self, node: onnx.NodeProto) -> None:
+        if self._first.setdefault(node.name, node) is node or self._first[node.name] != node:
+            super().append(node)
+
+    def extend(self, nodes: Iterable[onnx.NodeProto]) -> None:
+        for node in nodes:
+            self.append(node)
+
+
 def _find_by_name(name: str, items: Any) -> Any:
     """Stands in for Neural Compressor's function of this name, which goes through all items."""
-    return items.find(name) if isinstance(items, Named) else _slow(name, items)
+    return items.find(name) if isinstance(items, Named | NewNodes) else _slow(name, items)
 
 
 _slow = quantizer.find_by_name

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
+
+from qnas_plugin._indexed_model import NewNodes
 
 with warnings.catch_warnings():  # 3.7.1 imports pkg_resources, which warns
     warnings.simplefilter("ignore")
@@ -73,6 +75,15 @@ class CachedQuantizer(Quantizer):  # type: ignore[misc]
         self._weights = weights
         self._kept = quantized
         self.int8: dict[str, npt.NDArray[Any]] = {}
+
+    @property
+    def new_nodes(self) -> NewNodes:
+        """What is to be added to the graph."""
+        return self._new_nodes
+
+    @new_nodes.setter
+    def new_nodes(self, nodes: Iterable[onnx.NodeProto]) -> None:
+        self._new_nodes = NewNodes(nodes)
 
     def quantize_bias_tensor(self, node: onnx.NodeProto) -> None:
         super().quantize_bias_tensor(node)

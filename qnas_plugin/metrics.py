@@ -86,10 +86,12 @@ def cosine(outputs: Outputs, expected: Outputs) -> Scores:
         a = values.reshape(len(values), -1).astype(np.float64)
         b = expected[name].reshape(len(values), -1).astype(np.float64)
         equal = (a == b).all(axis=1)
-        infinite = (a == b) & np.isinf(a)
-        a, b = np.where(infinite, 0, a), np.where(infinite, 0, b)
+        usual = np.isfinite(a) & np.isfinite(b)
+        other = (~usual & (a != b)).any(axis=1)  # infinite in one of them alone
+        a, b = np.where(usual, a, 0), np.where(usual, b, 0)
         lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-        similar.append(np.where(equal, 1.0, np.nan_to_num((a * b).sum(axis=1) / np.maximum(lengths, 1e-30))))
+        cosines = (a * b).sum(axis=1) / np.maximum(lengths, 1e-30)
+        similar.append(np.where(equal, 1.0, np.where(other, 0.0, cosines)))
     return np.asarray(np.clip(np.mean(similar, axis=0), 0.0, 1.0))
 
 
@@ -239,7 +241,7 @@ def references(runs: Sequence[tuple[npt.NDArray[np.int64], Outputs]]) -> list[di
         for i, position in enumerate(positions.tolist()):
             one = len(positions) == 1
             targets[position] = {
-                name: values[i].copy() if isinstance(values, np.ndarray) and not one else values
+                name: np.array(values[i]) if isinstance(values, np.ndarray) and not one else values
                 for name, values in outputs.items()
             }
     return [targets[i] for i in range(len(targets))]

@@ -183,8 +183,8 @@ def _clash(graph: onnx.GraphProto, found: Collection[onnx.NodeProto]) -> bool:
         running += [] if node.op_type in FP32_OUTPUT else [*node.output[:1]]
         made = {name: name for name in stored if name not in (weight, *node.input[2:3])}
         made |= {name + ending: name for name in (*stored, *running) for ending in (*_OF_TENSOR, *_OF_NODE)}
-        between = {f"{name}_{node.name}": name for name in running}
-        made |= {name + ending: name for name in between for ending in (*_OF_TENSOR, *_OF_NODE)}
+        between = {f"{name}_{node.name}": f"{name} {node.name}" for name in running}
+        made |= {name + ending: of for name, of in between.items() for ending in (*_OF_TENSOR, *_OF_NODE)}
         if any(name in taken or owners.setdefault(name, owner) != owner for name, owner in made.items()):
             return True
     return any(not name.strip() and name for name in tensors)

@@ -224,7 +224,9 @@ def cast(array: npt.NDArray[Any], value: Input, model: str) -> npt.NDArray[Any]:
     if array.dtype == value.dtype or (array.dtype.kind == value.dtype.kind == "U"):
         return array
     numbers = array.dtype.kind in "iub" and value.dtype.kind in "iu"
-    if not numbers and not np.can_cast(array.dtype, value.dtype, "same_kind"):
+    if "U" in (array.dtype.kind, value.dtype.kind) or not (
+        numbers or np.can_cast(array.dtype, value.dtype, "same_kind")
+    ):
         raise DataError(f"'{value.name}' is {array.dtype} in the data, {model} takes {value.dtype}")
     with np.errstate(over="ignore"):
         result = array.astype(value.dtype)
