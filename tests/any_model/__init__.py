@@ -1,4 +1,4 @@
-"""Any valid ONNX model and any data: each kind is searched, or refused in one line. docs/onnx_models.md lists the kinds."""
+"""Any valid ONNX model and any data: each kind is searched, or refused in one line; docs/onnx_models.md lists them."""
 
 from __future__ import annotations
 

@@ -173,7 +173,7 @@ def test_an_optional_input_takes_the_values_of_the_data(tmp_path: Path) -> None:
 
 
 def test_values_for_the_weight_of_a_layer_are_refused(tmp_path: Path) -> None:
-    """Exporters that keep initializers as inputs make every weight one, which is none as long as nobody gives values."""
+    """Exporters that keep initializers as inputs make every weight one; it is none while nobody gives values."""
     made = linear()
     made.graph.input.append(value("w", FLOAT, [8, 5]))
     assert searched(made, X, tmp_path)["int8"] > 0.99

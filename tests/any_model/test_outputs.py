@@ -127,7 +127,8 @@ def test_names_are_predictions_where_labels_are_names(tmp_path: Path) -> None:
     names = np.array(list("abc"))[(X["x"] @ floats(8, 3)).argmax(-1)]
     assert searched(made, X | {"labels": names}, tmp_path)["fp32"] == 1
     message = refused(linear(), X | {"labels": np.array(list("abc"))[LABELS]}, tmp_path)
-    assert message.startswith("the labels are names, like '") and "give the numbers of classes" in message
+    assert message.startswith("the labels are names, like '")
+    assert "give the numbers of classes" in message
 
 
 def test_a_weight_a_constant_or_an_input_may_be_an_output(tmp_path: Path) -> None:
