@@ -12,6 +12,8 @@ import numpy.typing as npt
 import onnx
 
 from qnas_plugin._indexed_model import NewNodes
+from qnas_plugin.tidy import FP32_OUTPUT as FP32_OUTPUT
+from qnas_plugin.tidy import WEIGHT_INPUT as WEIGHT_INPUT
 
 with warnings.catch_warnings():  # 3.7.1 imports pkg_resources, which warns
     warnings.simplefilter("ignore")
@@ -29,12 +31,6 @@ with warnings.catch_warnings():  # 3.7.1 imports pkg_resources, which warns
 Quantized = MutableMapping[tuple[str, tuple[int, ...], int, int | None], QuantizedInitializer]
 """Quantized weights by name, shape, type and channel axis; the axis is None for one scale."""
 
-WEIGHT_INPUT = {"MatMul": 1, "Gemm": 1, "Conv": 1, "Gather": 0}
-"""The operators that can be quantized, and which of their inputs is the weight or the table."""
-
-# ONNX Runtime has kernels with integer inputs and an FP32 output for these; to round the output too costs accuracy and
-# time. A Conv or Gather is an integer kernel only with a rounded output.
-FP32_OUTPUT = ["MatMul", "Gemm"]
 _AT_ONCE = 1 << 16  # numbers quantized together: what they need stays in the cache of a core
 _SMALLEST_CHANNEL = 2.0**-16  # of the largest channel's scale
 REDUCE_RANGE = False  # else Neural Compressor takes it from the CPU that it runs on

@@ -17,22 +17,24 @@ from dataclasses import dataclass
 from functools import cached_property, reduce
 from itertools import chain, count
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 
 from qnas_plugin import timing
-from qnas_plugin._quantizer import WEIGHT_INPUT
 from qnas_plugin.errors import CheckpointError, DataError, UsageError, door
-from qnas_plugin.materialize import Graph
 from qnas_plugin.outline import Outline
 from qnas_plugin.plain import Plain, plain
 from qnas_plugin.precision import DEFAULT, Precisions, matches
 from qnas_plugin.space import Candidate, Genes, Precision, SearchSpace, Variable
 from qnas_plugin.supernets import Cut
 from qnas_plugin.tasks import Inputs
+from qnas_plugin.tidy import WEIGHT_INPUT
+
+if TYPE_CHECKING:
+    from qnas_plugin.materialize import Graph
 
 
 def load(path: str, *, precisions: Precisions | None = None) -> OnnxModel:
@@ -102,6 +104,8 @@ class OnnxModel:
         Raises:
             DataError: The data has values for the weight of a layer.
         """
+        from qnas_plugin.materialize import Graph
+
         constant = self.plain.optional - inputs.keys()
         given = {name: layer for layer, (name, _) in self._sizes.items() if name in self.plain.optional - constant}
         for name, layer in given.items():

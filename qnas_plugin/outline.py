@@ -179,8 +179,13 @@ def _take_weights(model: onnx.ModelProto) -> dict[str, npt.NDArray[Any]]:
     """Takes the values of matrices, kernels and tables out of a model."""
     weights = {}
     for initializer in model.graph.initializer:
-        inside = initializer.HasField("raw_data") or len(initializer.float_data) or 0 in initializer.dims
-        if inside and initializer.data_type == onnx.TensorProto.FLOAT and len(initializer.dims) > 1:
+        inside = initializer.HasField("raw_data") or len(initializer.float_data)
+        if (
+            inside
+            and 0 not in initializer.dims
+            and initializer.data_type == onnx.TensorProto.FLOAT
+            and len(initializer.dims) > 1
+        ):
             weights[initializer.name] = numpy_helper.to_array(initializer)
             initializer.ClearField("raw_data")
             initializer.ClearField("float_data")

@@ -11,8 +11,14 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
-from qnas_plugin._quantizer import FP32_OUTPUT, WEIGHT_INPUT
 from qnas_plugin.outline import Outline
+
+WEIGHT_INPUT = {"MatMul": 1, "Gemm": 1, "Conv": 1, "Gather": 0}
+"""The operators that can be quantized, and which of their inputs is the weight or the table."""
+
+# ONNX Runtime has kernels with integer inputs and an FP32 output for these; to round the output too costs accuracy and
+# time. A Conv or Gather is an integer kernel only with a rounded output.
+FP32_OUTPUT = ["MatMul", "Gemm"]
 
 _SUFFIX = "_quant"
 """What Neural Compressor 3.7.1 adds to the name of a node that it quantizes, and cuts off from any that ends so."""
