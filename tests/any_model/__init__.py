@@ -89,7 +89,6 @@ def searched(
 
     Members pass ONNX's checker where the input does, and take and give what it does.
     """
-    before = onnx.load(made) if isinstance(made, Path) else made
     evaluator = prepare(made, data, folder, metric)
     space = evaluator.supernet.space
     evaluator.check(space.corner("largest", Precision.FP32))
@@ -99,10 +98,10 @@ def searched(
         evaluator.write(space.corner("largest", precision), path)
         scores[precision.value] = float(evaluator.scores(path, "search").mean())
         assert len(evaluator.scores(path, "report")) == len(evaluator.dataset.report)
-        if valid(before):
+        if valid(made):
             onnx.checker.check_model(str(path))
         after = session(path)
-        original = session(before)
+        original = session(made)
         for ours, theirs in (
             (after.get_inputs(), original.get_inputs()),
             (after.get_outputs(), original.get_outputs()),
@@ -132,9 +131,9 @@ def refused(made: onnx.ModelProto | Path, data: dict[str, Any], folder: Path, me
     raise AssertionError("it was searched")
 
 
-def valid(made: onnx.ModelProto) -> bool:
+def valid(made: onnx.ModelProto | Path) -> bool:
     try:
-        onnx.checker.check_model(made)
+        onnx.checker.check_model(str(made) if isinstance(made, Path) else made)
     except onnx.checker.ValidationError:
         return False
     return True
