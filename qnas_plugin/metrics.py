@@ -45,9 +45,10 @@ def accuracy(outputs: Outputs, labels: npt.NDArray[Any]) -> Scores:
     """
     names = labels.dtype.kind not in "biuf"
     found = _predictions(outputs, names=names)
-    for predicted in found.values():
+    for name, predicted in found.items():
         fitting = _as_shape(predicted, labels.shape)
         if fitting is not None:
+            _check_labels(labels, outputs[name], name)
             return np.asarray((fitting == labels).reshape(len(labels), -1).mean(axis=1))
     if names:
         raise UsageError(
@@ -59,6 +60,23 @@ def accuracy(outputs: Outputs, labels: npt.NDArray[Any]) -> Scores:
         f"the output '{name}' has {predicted.shape} predictions and there are labels {labels.shape}; they must be "
         "as many: give a metric of yours with --metric module:function"
     )
+
+
+def _check_labels(labels: npt.NDArray[Any], output: npt.NDArray[Any], name: str) -> None:
+    """Checks that labels can be predicted; a negative one may stand for none.
+
+    Raises:
+        UsageError: One is no whole number, or beyond the last class.
+    """
+    if labels.dtype.kind == "f" and not (labels == np.round(labels)).all():
+        odd = labels[labels != np.round(labels)][0]
+        raise UsageError(
+            f"the labels are no numbers of classes, like {odd}; give a metric of yours with --metric module:function"
+        )
+    if output.dtype.kind == "f" and labels.max(initial=0) >= output.shape[-1]:
+        raise UsageError(
+            f"the label {labels.max()} is no class of the output '{name}', which has {output.shape[-1]}, counted from 0"
+        )
 
 
 def agreement(outputs: Outputs, expected: Outputs) -> Scores:

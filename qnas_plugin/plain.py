@@ -89,7 +89,11 @@ def _read(file: Path) -> onnx.ModelProto:
         raise CheckpointError(f"cannot read '{file}' as an ONNX model{large}: {one_line(error)}") from error
     if not model.graph.node:
         raise CheckpointError(f"cannot read '{file}' as an ONNX model: it has no nodes")
+    seen: set[str] = set()
     for initializer in model.graph.initializer:
+        if initializer.name in seen:
+            raise CheckpointError(f"'{file}' has two initializers named '{initializer.name}'; ONNX allows one")
+        seen.add(initializer.name)
         if initializer.data_location == onnx.TensorProto.EXTERNAL:
             beside = file.parent / ExternalDataInfo(initializer).location
             if not beside.is_file():

@@ -158,7 +158,10 @@ class ArrayProcessor:
                 continue
             if value.name not in example:
                 have = ", ".join(sorted(example)) or "none"
-                raise DataError(f"the data has no array '{value.name}', which {self.model.name} takes; have: {have}")
+                also = "; 'labels' in the data are what it should give, rename the input" * (value.name == "labels")
+                raise DataError(
+                    f"the data has no array '{value.name}', which {self.model.name} takes; have: {have}{also}"
+                )
             arrays[value.name] = cast(example[value.name], value, self.model.name)
         if any(value.axes is None for value in self.inputs):
             self._known.setdefault("whole", not self._runs({name: array[None] for name, array in arrays.items()}))

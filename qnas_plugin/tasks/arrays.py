@@ -137,6 +137,8 @@ def _pool(arrays: Mapping[str, npt.NDArray[Any]], source: str) -> Pool:
 
 
 def _examples(examples: Sequence[Example], source: str) -> Pool:
+    if not examples:
+        raise DataError(f"{source}: there are no examples; item i of each array is that of example i")
     labelled = [LABELS in example for example in examples]
     if any(labelled) != all(labelled):
         raise DataError(f"{source}: {sum(labelled)} of {len(examples)} examples have '{LABELS}'; give all or none")

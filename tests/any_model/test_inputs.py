@@ -256,3 +256,30 @@ def test_latency_is_timed_on_inputs_of_any_kind(tmp_path: Path) -> None:
     assert latency.median > 0
     assert evaluator.workbench.fingerprint
     assert save(made, tmp_path).is_file()
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (np.arange(30) % 5 + 1, "the label 5 is no class of the output 'y', which has 5, counted from 0"),
+        (np.full(30, 0.5), "the labels are no numbers of classes, like 0.5"),
+        (np.full(30, np.nan), "the labels are no numbers of classes, like nan"),
+        (floats(30, 5), "there are labels"),
+    ],
+)
+def test_labels_that_nothing_can_predict_are_refused(tmp_path: Path, labels: np.ndarray, message: str) -> None:
+    """Else the accuracy of every candidate is 0."""
+    assert message in refused(linear(), X | {"labels": labels}, tmp_path)
+
+
+@pytest.mark.parametrize("odd", [np.nan, np.inf])
+def test_data_that_is_not_finite_is_refused_by_the_tensor(tmp_path: Path, odd: float) -> None:
+    x = floats(30, 8)
+    x[:, 3] = odd
+    assert "tensor 'x' ranges from" in refused(linear(), {"x": x}, tmp_path)
+
+
+def test_no_example_is_no_data(tmp_path: Path) -> None:
+    assert "there are no examples" in refused(linear(), {"x": floats(0, 8)}, tmp_path)
+    assert "there are no examples" in refused(linear(), {"x": np.float32(3)}, tmp_path)
+    assert "2 different examples are too few" in refused(linear(), {"x": floats(2, 8)}, tmp_path)
