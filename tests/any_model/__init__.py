@@ -96,8 +96,8 @@ def searched(
     for precision in (Precision.FP32, Precision.INT8):
         path = folder / f"{precision.value}.onnx"
         evaluator.write(space.corner("largest", precision), path)
-        scores[precision.value] = float(evaluator.scores(path, "search").mean())
-        assert len(evaluator.scores(path, "report")) == len(evaluator.dataset.report)
+        scores[precision.value] = float(evaluator.scores(path, "search").scores.mean())
+        assert len(evaluator.scores(path, "report").scores) == len(evaluator.dataset.report)
         if valid(made):
             onnx.checker.check_model(str(path))
         after = session(path)
