@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,10 @@ import numpy.typing as npt
 import onnx
 
 from qnas_plugin._bias import Floors
+from qnas_plugin._indexed_model import NewNodes
 from qnas_plugin._integer_forms import inner_inputs
+from qnas_plugin.tidy import FP32_OUTPUT as FP32_OUTPUT
+from qnas_plugin.tidy import WEIGHT_INPUT as WEIGHT_INPUT
 
 with warnings.catch_warnings():  # 3.7.1 imports pkg_resources, which warns
     warnings.simplefilter("ignore")
@@ -31,12 +34,6 @@ with warnings.catch_warnings():  # 3.7.1 imports pkg_resources, which warns
 Quantized = MutableMapping[tuple[str, tuple[int, ...], int, int | None], QuantizedInitializer]
 """Quantized weights by name, shape, type and channel axis; the axis is None for one scale."""
 
-WEIGHT_INPUT = {"MatMul": 1, "Gemm": 1, "Conv": 1, "Gather": 0}
-"""The operators that can be quantized, and which of their inputs is the weight or the table."""
-
-# ONNX Runtime has kernels with integer inputs and an FP32 output for these; to round the output too costs accuracy and
-# time. A Conv or Gather is an integer kernel only with a rounded output.
-FP32_OUTPUT = ["MatMul", "Gemm"]
 _AT_ONCE = 1 << 16  # numbers quantized together: what they need stays in the cache of a core
 _SMALLEST_CHANNEL = 2.0**-16  # of the largest channel's scale
 REDUCE_RANGE = False  # else Neural Compressor takes it from the CPU that it runs on
@@ -80,6 +77,15 @@ class CachedQuantizer(Quantizer):  # type: ignore[misc]
         self._kept = quantized
         self._floors = floors
         self.int8: dict[str, npt.NDArray[Any]] = {}
+
+    @property
+    def new_nodes(self) -> NewNodes:
+        """What is to be added to the graph."""
+        return self._new_nodes
+
+    @new_nodes.setter
+    def new_nodes(self, nodes: Iterable[onnx.NodeProto]) -> None:
+        self._new_nodes = NewNodes(nodes)
 
     def quantize_bias_tensor(self, node: onnx.NodeProto) -> None:
         super().quantize_bias_tensor(node)

@@ -21,7 +21,9 @@ Every message is one line that says what is wrong, the value got, what is allowe
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class QnasError(Exception):
@@ -96,3 +98,35 @@ class StudyError(QnasError, ValueError):
 
 class OutputError(QnasError, OSError):
     """The output folder cannot be used."""
+
+
+@contextmanager
+def door(error: type[QnasError], what: str) -> Iterator[None]:
+    """The one way in which other people's code meets a user's model or data: whatever it raises is one line of ours.
+
+    Libraries that read, convert, quantize and run models raise errors without a common class: of C++ libraries, of
+    protocol buffers, ``KeyError``, ``AssertionError`` and so on. Our own errors and a stop by the user pass.
+
+    Args:
+        error: What is raised in their place.
+        what: The beginning of its message: what could not be done, with the name of the file or tensor.
+    """
+    try:
+        yield
+    except QnasError:
+        raise
+    except MemoryError as found:
+        raise error(f"{what}: there is not enough memory") from found
+    except Exception as found:  # see above
+        raise error(f"{what}: {one_line(found)}") from found
+
+
+def one_line(error: Exception) -> str:
+    """What a library's error says, in one line of at most 300 characters; its class too where the text says little."""
+    text = " ".join(str(error).split())
+    if text.startswith("[ONNXRuntimeError]"):
+        text = text.split(" : ", 3)[-1]
+    text = re.sub(r"^/\S+\.(cc|h):\d+ ", "", text)  # where in ONNX Runtime's sources it was found
+    if len(text) < 30:
+        text = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return text if len(text) <= 300 else text[:297] + "..."

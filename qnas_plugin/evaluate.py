@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -101,14 +101,23 @@ class Evaluator:
         """
         return self._outline(candidate).whole()
 
+    def file_mb(self, candidate: Candidate) -> float:
+        """Megabytes (10^6 bytes) of what ``write`` writes, within a few bytes for each weight.
+
+        Raises:
+            CandidateError: It cannot be built, or its policy did not land.
+        """
+        return self._outline(candidate).nbytes / 1e6
+
     def write(self, candidate: Candidate, path: Path) -> None:
-        """Builds a candidate and writes its file, the same bytes each time.
+        """Builds a candidate and writes its file, and a large one's weights beside it; the same bytes each time.
 
         Raises:
             CandidateError: It cannot be built, or its policy did not land.
             OutputError: The file cannot be written.
         """
-        write_parts(path, self._outline(candidate).parts())
+        for name, parts in self._outline(candidate).files(path.name):
+            write_parts(path.parent / name, parts)
 
     def _outline(self, candidate: Candidate) -> Outline:
         return self.workbench.build(self.job(candidate), threads=detect().usable_cores)
@@ -194,13 +203,7 @@ class Evaluator:
                     f"the model itself gives {bad} in its output '{name}', which must be finite; mask with a number "
                     "like -1e4 instead"
                 )
-            difference = float(np.abs(np.subtract(got[name], expected, dtype=np.float64)).max())
-            allowed = TOLERANCE * max(1.0, float(np.abs(expected).max()))
-            if not difference <= allowed:
-                raise MaterializeError(
-                    f"the output '{name}' of the ONNX graph differs by {difference:.2g} from what the model gives, "
-                    f"allowed is {allowed:.2g}"
-                )
+            _compare(name, got[name], expected)
 
     def _scorer(self, examples: Examples, batches: Sequence[Batch]) -> Scorer:
         """The metric with the labels, or with what the whole FP32 network gives."""
@@ -209,3 +212,37 @@ class Evaluator:
         whole = self.supernet.cut(self.supernet.space.corner("largest", Precision.FP32))
         runs = measure.run(subnet(self.graph, whole), batches, threads=detect().usable_cores)
         return Scorer(self.dataset.metric, references([(batch.positions, outputs) for batch, outputs in runs]))
+
+
+def _compare(name: str, got: Any, expected: Any) -> None:
+    """Compares an output of a graph with what it should be: an array, or a sequence or map of such.
+
+    Raises:
+        MaterializeError: They differ.
+    """
+    if isinstance(expected, list | dict):
+        pairs = expected.items() if isinstance(expected, dict) else enumerate(expected)
+        if len(got) != len(expected):
+            raise MaterializeError(f"the output '{name}' of the ONNX graph has {len(got)} parts, not {len(expected)}")
+        for key, part in pairs:
+            _compare(name, got[key], part)
+        return
+    got, expected = np.asarray(got), np.asarray(expected)
+    if got.shape != expected.shape:
+        raise MaterializeError(
+            f"the output '{name}' of the ONNX graph has shape {got.shape}, the model gives {expected.shape}"
+        )
+    if expected.dtype.kind not in "fc":
+        if not np.array_equal(got, expected):
+            raise MaterializeError(f"the output '{name}' of the ONNX graph is not what the model gives")
+        return
+    usual = np.isfinite(expected)
+    if not np.array_equal(got[~usual], expected[~usual], equal_nan=True):
+        raise MaterializeError(f"the output '{name}' of the ONNX graph is infinite where the model's is not")
+    difference = float(np.abs(np.subtract(got[usual], expected[usual], dtype=np.float64)).max(initial=0.0))
+    allowed = TOLERANCE * max(1.0, float(np.abs(expected[usual]).max(initial=0.0)))
+    if not difference <= allowed:
+        raise MaterializeError(
+            f"the output '{name}' of the ONNX graph differs by {difference:.2g} from what the model gives, "
+            f"allowed is {allowed:.2g}"
+        )

@@ -14,10 +14,9 @@ from typing import Any
 
 import onnx
 import onnxruntime as ort
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
-from qnas_plugin.errors import MeasurementError
-from qnas_plugin.timing import RUNTIME_ERRORS, make_exact, reason
+from qnas_plugin.errors import MeasurementError, door
+from qnas_plugin.timing import make_exact
 
 _EIGHT_BITS = (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
 _LAYERS = ("Conv", "ConvTranspose", "Einsum", "Gather", "Gemm", "GRU", "LSTM", "MatMul", "RNN")
@@ -128,10 +127,8 @@ def layers(model: Path) -> list[Layer]:
     Raises:
         MeasurementError: ONNX Runtime cannot run the file.
     """
-    try:
+    with door(MeasurementError, f"cannot read '{model.name}' as an ONNX model"):
         emitted = onnx.load(str(model), load_external_data=False).graph
-    except (OSError, DecodeError) as error:
-        raise MeasurementError(f"cannot read '{model.name}' as an ONNX model: {reason(error)}") from error
     optimized = _Optimised.of(optimised(model).graph)
     return [optimized.layer(*found) for found in _stored(emitted)]
 
@@ -150,10 +147,8 @@ def optimised(model: Path) -> onnx.ModelProto:
         options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights")
         options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
         make_exact(options)
-        try:
+        with door(MeasurementError, f"ONNX Runtime cannot run '{model.name}'"):
             ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
-        except RUNTIME_ERRORS as error:
-            raise MeasurementError(f"ONNX Runtime cannot run '{model.name}': {reason(error)}") from error
         return onnx.load(str(path), load_external_data=False)
 
 

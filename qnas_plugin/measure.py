@@ -20,10 +20,10 @@ import psutil
 
 from qnas_plugin import timing
 from qnas_plugin.environment import cores
-from qnas_plugin.errors import HardwareError, MeasurementError
+from qnas_plugin.errors import HardwareError, MeasurementError, door
 from qnas_plugin.hardware import RuntimeSetting
 from qnas_plugin.metrics import Outputs, Scored, Scorer
-from qnas_plugin.outline import Outline
+from qnas_plugin.outline import BESIDE, Outline
 from qnas_plugin.tasks import Batch, Inputs
 
 # Weights in memory take up to this times their file: the file's own, and packed for the processor.
@@ -78,7 +78,7 @@ def scores(model: Path, batches: Iterable[Batch], scorer: Scorer, *, threads: in
     soft: list[npt.NDArray[np.float64]] = []
     for batch, outputs in run(model, batches, threads=threads):
         for name, values in outputs.items():
-            if values.dtype.kind == "f" and not np.isfinite(values).all():
+            if isinstance(values, np.ndarray) and values.dtype.kind == "f" and not np.isfinite(values).all():
                 raise MeasurementError(f"'{model.name}' gives {name} that are not finite")
         positions.append(batch.positions)
         parts.append(scorer(outputs, batch.positions))
@@ -115,9 +115,8 @@ def size_mb(model: Path) -> float:
         MeasurementError: A file is missing, or it is not ONNX.
     """
     import onnx
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
-    try:
+    with door(MeasurementError, f"cannot take the size of '{model.name}'"):
         graph = onnx.load(str(model), load_external_data=False).graph
         beside: set[str] = {
             entry.value
@@ -126,8 +125,6 @@ def size_mb(model: Path) -> float:
             if tensor.data_location == onnx.TensorProto.EXTERNAL and entry.key == "location"
         }
         return sum(path.stat().st_size for path in (model, *(model.parent / name for name in beside))) / 1e6
-    except (OSError, DecodeError) as error:
-        raise MeasurementError(f"cannot take the size of '{model.name}': {timing.reason(error)}") from error
 
 
 def latency(
@@ -196,10 +193,8 @@ def disturbed(latencies: Sequence[Latency], setting: RuntimeSetting) -> bool:
 
 @contextlib.contextmanager
 def _running(name: str) -> Iterator[None]:
-    try:
+    with door(MeasurementError, f"cannot run {name}"):
         yield
-    except timing.RUNTIME_ERRORS as error:
-        raise MeasurementError(f"cannot run {name}: {timing.reason(error)}") from error
 
 
 def _summary(turns: Sequence[npt.NDArray[np.float64]], core_share: npt.NDArray[np.float64]) -> Latency:
@@ -293,6 +288,7 @@ def _quiet_cpus(threads: int) -> tuple[int, ...]:
 
 
 def _fit_in_memory(models: Sequence[Path]) -> bool:
-    # A file that is missing or keeps its weights elsewhere is not judged here: the process that loads it will tell.
-    bytes_ = sum(model.stat().st_size for model in models if model.exists())
+    # A file that is missing is not judged here: the process that loads it will tell.
+    files = [path for model in models for path in (model, model.with_name(f"{model.name}{BESIDE}"))]
+    bytes_ = sum(path.stat().st_size for path in files if path.exists())
     return _MEMORY_PER_FILE * bytes_ < psutil.virtual_memory().available / 2

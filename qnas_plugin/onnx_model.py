@@ -9,36 +9,32 @@ longest common beginning of their names first, and the smallest of them.
 from __future__ import annotations
 
 import hashlib
+import heapq
 import json
 import re
-import tempfile
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
-from functools import cached_property
-from itertools import pairwise
+from functools import cached_property, reduce
+from itertools import chain, count
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnxruntime as ort
-from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped]
 
 from qnas_plugin import timing
-from qnas_plugin._quantizer import WEIGHT_INPUT
-from qnas_plugin.errors import CheckpointError, UsageError
-from qnas_plugin.materialize import Graph
+from qnas_plugin.errors import CheckpointError, DataError, UsageError, door
 from qnas_plugin.outline import Outline
-from qnas_plugin.precision import DEFAULT, Precisions
+from qnas_plugin.plain import Plain, plain
+from qnas_plugin.precision import DEFAULT, Precisions, matches
 from qnas_plugin.space import Candidate, Genes, Precision, SearchSpace, Variable
 from qnas_plugin.supernets import Cut
 from qnas_plugin.tasks import Inputs
+from qnas_plugin.tidy import WEIGHT_INPUT
 
-_OPSET = 13
-_QUANTIZED = re.compile(r"[Qq]uantizeLinear|DynamicQuantize|^QLinear|Integer$|MatMulNBits|^QGemm|^QAttention")
+if TYPE_CHECKING:
+    from qnas_plugin.materialize import Graph
 
 
 def load(path: str, *, precisions: Precisions | None = None) -> OnnxModel:
@@ -46,38 +42,22 @@ def load(path: str, *, precisions: Precisions | None = None) -> OnnxModel:
 
     Raises:
         CheckpointError: There is no such file, or the model is quantized already, has no layer to quantize, is not in
-            FP32, too large, or cannot be run.
+            FP32, has weights that are no numbers, or cannot be run.
         UsageError: A pattern matches no layer, or two groups have a layer in common.
     """
     file = Path(path)
-    try:
-        original = onnx.load(str(file))
-        content = original.SerializeToString(deterministic=True)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"no file '{error.filename or path}'; give --model FILE.onnx") from None
-    except (OSError, DecodeError, onnx.checker.ValidationError) as error:
-        raise CheckpointError(f"cannot read '{path}' as an ONNX model: {timing.reason(error)}") from error
-    except (EncodeError, ValueError) as error:  # protobuf's limit
-        raise CheckpointError(f"'{path}' has more than 2 GB, which one ONNX file cannot hold") from error
-    done = [node.op_type for node in original.graph.node if _QUANTIZED.search(node.op_type)]
-    if done:
-        raise CheckpointError(f"'{path}' is quantized already, it has a {done[0]}; give the FP32 model")
-    sixteen = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
-    half = [initializer.name for initializer in original.graph.initializer if initializer.data_type in sixteen]
-    if half:
-        raise CheckpointError(f"'{path}' has 16-bit weights, like '{half[0]}'; give the FP32 model")
-    model = _plain(original, file)
-    layers = _layers(model.graph)
-    if not layers:
+    model = plain(file)
+    if not model.layers:
+        kinds = sorted({node.op_type for node in model.outline.model.graph.node})
         raise CheckpointError(
             f"'{path}' has no layer to quantize: no {', '.join(WEIGHT_INPUT)} with a stored FP32 weight outside of If "
-            f"and Loop, only {', '.join(sorted({node.op_type for node in model.graph.node}))}"
+            f"and Loop, only {', '.join(kinds) or 'constants'}"
         )
     precisions = precisions or Precisions()
-    precisions.check([node.name for node in layers])
-    return OnnxModel(
-        file, Outline.of(model), group(layers, precisions), precisions, hashlib.sha256(content).hexdigest()
-    )
+    precisions.check(model.layers)
+    names = frozenset(model.layers)
+    layers = [node for node in model.outline.model.graph.node if node.name in names]
+    return OnnxModel(file, model, group(layers, precisions), precisions)
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,17 +66,20 @@ class OnnxModel:
 
     Args:
         file: Where it came from; what clients need beside it stands there too.
-        outline: The same as a plain graph: constants folded, batch normalisation in the convolutions before it.
+        plain: The same in the form that quantization takes.
         groups: Precision group to the names of its nodes.
         precisions: The choices of each group.
-        content: A hash of the file and the weights beside it.
     """
 
     file: Path
-    outline: Outline
+    plain: Plain
     groups: Mapping[str, tuple[str, ...]]
     precisions: Precisions
-    content: str
+
+    @property
+    def outline(self) -> Outline:
+        """The plain model."""
+        return self.plain.outline
 
     @cached_property
     def space(self) -> SearchSpace:
@@ -113,26 +96,46 @@ class OnnxModel:
 
     @cached_property
     def fingerprint(self) -> str:
-        return hashlib.sha256(f"{self.content} {self.space.fingerprint} {self.groups}".encode()).hexdigest()[:12]
+        return hashlib.sha256(f"{self.plain.content} {self.space.fingerprint} {self.groups}".encode()).hexdigest()[:12]
 
     def graph(self, inputs: Inputs) -> Graph:
-        return Graph(self.outline.model, self.outline.weights, self.groups)
+        """The plain model; of inputs with a default value, those that the data has no values for are constants.
 
-    def outputs(self, cut: Cut, inputs: Inputs) -> Mapping[str, npt.NDArray[Any]]:
-        session = timing.session(self.file, 1, spinning=False)
-        names = [output.name for output in session.get_outputs()]
-        return dict(zip(names, session.run(names, timing.feed(session, inputs)), strict=True))
+        Raises:
+            DataError: The data has values for the weight of a layer.
+        """
+        from qnas_plugin.materialize import Graph
+
+        constant = self.plain.optional - inputs.keys()
+        given = {name: layer for layer, (name, _) in self._sizes.items() if name in self.plain.optional - constant}
+        for name, layer in given.items():
+            raise DataError(f"the data has values for '{name}', the stored weight of '{layer}'; take them out")
+        model = onnx.ModelProto()
+        model.CopyFrom(self.outline.model)
+        kept = [value for value in model.graph.input if value.name not in constant]
+        del model.graph.input[:]
+        model.graph.input.extend(kept)
+        return Graph(model, self.outline.weights, self.groups)
+
+    def outputs(self, cut: Cut, inputs: Inputs) -> Mapping[str, Any]:
+        with door(CheckpointError, f"ONNX Runtime cannot run '{self.file}' on the data"):
+            session = timing.session(self.file, 1, spinning=False)
+            names = [output.name for output in session.get_outputs()]
+            return dict(zip(names, session.run(names, timing.feed(session, inputs)), strict=True))
 
     def cut(self, candidate: Candidate) -> Cut:
         return Cut((), {})
 
     def weight_mb(self, genes: Genes) -> npt.NDArray[np.float64]:
         total = np.zeros(len(genes))
-        counts = _weights(self.outline.model.graph)
         for i, (variable, names) in enumerate(zip(self.space.variables, self.groups.values(), strict=True)):
             bytes_ = np.array([4 if choice == Precision.FP32 else 1 for choice in variable.choices])
-            total += bytes_[genes[:, i]] * sum(dict(counts[name] for name in names).values())
+            total += bytes_[genes[:, i]] * sum(dict(self._sizes[name] for name in names).values())
         return total / 1e6
+
+    @cached_property
+    def _sizes(self) -> Mapping[str, tuple[str, int]]:
+        return _weights(self.outline.model.graph, frozenset(self.plain.layers))
 
     def config(self, candidate: Candidate) -> dict[str, Any]:
         return self._config
@@ -160,9 +163,9 @@ def group(layers: Sequence[onnx.NodeProto], precisions: Precisions) -> dict[str,
     chosen: dict[str, str] = {}
     for name, pattern in precisions.groups.items():
         for node in layers:
-            if fnmatchcase(node.name, pattern) and chosen.setdefault(node.name, name) != name:
+            if matches(node.name, pattern) and chosen.setdefault(node.name, name) != name:
                 raise UsageError(f"layer '{node.name}' is in the groups '{chosen[node.name]}' and '{name}'")
-    left = [node for node in layers if not any(fnmatchcase(node.name, pattern) for pattern in precisions.fp32)]
+    left = [node for node in layers if not any(matches(node.name, pattern) for pattern in precisions.fp32)]
     if not left:
         raise UsageError("no layer is left to search; take patterns from --keep-fp32")
     together: dict[str, list[onnx.NodeProto]] = {}
@@ -185,95 +188,59 @@ def group(layers: Sequence[onnx.NodeProto], precisions: Precisions) -> dict[str,
 
 
 def _join(groups: list[list[onnx.NodeProto]], most: int) -> None:
-    """Joins neighbours until there are at most so many groups."""
-    while len(groups) > most:
-        pairs = [first + second for first, second in pairwise(groups)]
-        i = min(range(len(pairs)), key=lambda i: (-len(_common(pairs[i])), len(pairs[i])))
-        groups[i : i + 2] = [pairs[i]]
+    """Joins neighbours until there are at most so many groups: those with most in common, the smallest, the first."""
+    commons = [_paths(nodes) for nodes in groups]
+    after = [*range(1, len(groups)), None]
+    before = [None, *range(len(groups) - 1)]
+
+    def pair(i: int, j: int) -> tuple[int, int, int, int]:
+        shared = sum(part is not None for part in _shared(commons[i], commons[j]))
+        return -shared, len(groups[i]) + len(groups[j]), i, j
+
+    pairs = [pair(i, i + 1) for i in range(len(groups) - 1)]
+    heapq.heapify(pairs)
+    left = len(groups)
+    while left > most:
+        _, size, i, j = heapq.heappop(pairs)
+        if after[i] != j or size != len(groups[i]) + len(groups[j]):
+            continue  # one of them was joined since
+        groups[i], groups[j], left = groups[i] + groups[j], [], left - 1
+        commons[i] = _shared(commons[i], commons[j])
+        later = after[j]
+        after[i], after[j] = later, None
+        if later is not None:
+            before[later] = i
+            heapq.heappush(pairs, pair(i, later))
+        earlier = before[i]
+        if earlier is not None:
+            heapq.heappush(pairs, pair(earlier, i))
+    groups[:] = [nodes for nodes in groups if nodes]
 
 
-def _common(nodes: Iterable[onnx.NodeProto]) -> list[str]:
-    """The common beginning of the names of nodes, in parts."""
-    paths = [re.split(r"[/.]+", node.name.strip("/"))[:-1] for node in nodes]
-    return [parts[0] for parts in zip(*paths, strict=False) if len(set(parts)) == 1]
+def _paths(nodes: Iterable[onnx.NodeProto]) -> list[str | None]:
+    """The names of nodes in parts without the last, as far as all go; None where they differ."""
+    return reduce(_shared, (re.split(r"[/.]+", node.name.strip("/"))[:-1] for node in nodes))
 
 
-def _name(nodes: Sequence[onnx.NodeProto], taken: Iterable[str]) -> str:
-    name = str(nodes[0].name).strip("/") if len(nodes) == 1 else "/".join(_common(nodes))
-    return name if name and name not in taken else str(nodes[0].name)
+def _shared(first: Sequence[str | None], second: Sequence[str | None]) -> list[str | None]:
+    return [a if a == b else None for a, b in zip(first, second, strict=False)]
 
 
-def _plain(original: onnx.ModelProto, file: Path) -> onnx.ModelProto:
-    """The model with folded constants, named nodes and an opset that has scales per channel.
-
-    Raises:
-        CheckpointError: The model cannot be brought into this form, or run.
-    """
-    model = original
-    opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
-    if opset < _OPSET:
-        try:
-            model = onnx.version_converter.convert_version(model, _OPSET)
-        except Exception as error:  # what onnx 1.18 raises here has no common class
-            raise CheckpointError(
-                f"'{file}' has ONNX opset {opset} and cannot be brought to {_OPSET}: {timing.reason(error)}; "
-                f"export it with {_OPSET} or later"
-            ) from error
-    with tempfile.TemporaryDirectory(prefix="qnas-") as folder:
-        source = Path(folder) / "whole.onnx"  # with the weights that stand beside the file
-        onnx.save(model, str(source))
-        options = ort.SessionOptions()
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
-        options.optimized_model_filepath = str(Path(folder) / "plain.onnx")
-        options.log_severity_level = 4
-        try:
-            ort.InferenceSession(
-                str(source),
-                options,
-                providers=["CPUExecutionProvider"],
-                disabled_optimizers=["MatMulAddFusion"],  # it renames layers
-            )
-        except timing.RUNTIME_ERRORS as error:
-            raise CheckpointError(f"ONNX Runtime cannot run '{file}': {timing.reason(error)}") from error
-        plain = onnx.load(options.optimized_model_filepath)
-    graph = plain.graph
-    used = {node.domain for node in graph.node}
-    domains = [entry for entry in plain.opset_import if entry.domain in used | {""}]
-    del plain.opset_import[:], graph.value_info[:]
-    plain.opset_import.extend(domains)
-    stored = {initializer.name for initializer in graph.initializer}
-    inputs = [value for value in graph.input if value.name not in stored]  # before IR 4 each initializer is an input
-    del graph.input[:]
-    graph.input.extend(inputs)
-    names: Counter[str] = Counter()
-    for node in graph.node:
-        node.name = node.name or node.op_type
-        names[node.name] += 1
-        if names[node.name] > 1:
-            node.name = f"{node.name}_{names[node.name]}"
-    return plain
+def _name(nodes: Sequence[onnx.NodeProto], taken: Container[str]) -> str:
+    """A name for a group that no other has."""
+    parts = [str(nodes[0].name).strip("/")] if len(nodes) == 1 else _paths(nodes)
+    shared = "/".join(part for part in parts if part is not None)
+    first = str(nodes[0].name)
+    names = (shared, first) if shared else (first,)
+    return next(name for name in chain(names, (f"{first}.{i}" for i in count(2))) if name not in taken)
 
 
-def _layers(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
-    """The nodes that can be quantized, in the order of the graph."""
-    ranks = {i.name: len(i.dims) for i in graph.initializer if i.data_type == onnx.TensorProto.FLOAT}
-
-    def can_be(node: onnx.NodeProto) -> bool:
-        if node.op_type not in WEIGHT_INPUT or node.domain:
-            return False
-        rank = ranks.get(node.input[WEIGHT_INPUT[node.op_type]], 0)
-        bias = node.input[2] if len(node.input) > 2 else ""
-        scaled = any(attribute.name == "beta" and attribute.f != 1 for attribute in node.attribute)
-        return (rank > 2 if node.op_type == "Conv" else rank == 2) and (not bias or ranks.get(bias) == 1) and not scaled
-
-    return [node for node in graph.node if can_be(node)]
-
-
-def _weights(graph: onnx.GraphProto) -> dict[str, tuple[str, int]]:
-    """Name of a node to the name and the number of elements of its weight."""
+def _weights(graph: onnx.GraphProto, layers: Collection[str]) -> dict[str, tuple[str, int]]:
+    """Name of a layer to the name and the number of elements of its weight."""
     sizes = {initializer.name: int(np.prod(initializer.dims)) for initializer in graph.initializer}
     return {
         node.name: (weight, sizes[weight])
-        for node in _layers(graph)
+        for node in graph.node
+        if node.name in layers
         for weight in [node.input[WEIGHT_INPUT[node.op_type]]]
     }

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from qnas_plugin.errors import DataError, MeasurementError
-from qnas_plugin.timing import RUNTIME_ERRORS, feed, make_exact, reason
+from qnas_plugin.errors import DataError, MeasurementError, door
+from qnas_plugin.timing import feed, make_exact
 
 RUNS = 50
 _WARM_UP = 10
@@ -54,13 +54,11 @@ def measure(model: Path, inputs: Inputs, *, threads: int = 1, runs: int = RUNS) 
         options.intra_op_num_threads, options.log_severity_level = threads, _LOGS_NOTHING
         options.enable_profiling, options.profile_file_prefix = True, str(Path(folder) / "profile")
         make_exact(options)
-        try:
+        with door(MeasurementError, f"ONNX Runtime cannot run '{model.name}'"):
             session = ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
             given = feed(session, inputs)
             for _ in range(_WARM_UP + runs):
                 session.run(None, given)
-        except RUNTIME_ERRORS as error:
-            raise MeasurementError(f"ONNX Runtime cannot run '{model.name}': {reason(error)}") from error
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     return _times(events, runs)
 
@@ -115,10 +113,8 @@ def made_up(model: Path, batch_size: int, length: int) -> Inputs:
     options = ort.SessionOptions()
     options.log_severity_level = _LOGS_NOTHING
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    try:
+    with door(MeasurementError, f"ONNX Runtime cannot load '{model.name}'"):
         values = ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"]).get_inputs()
-    except RUNTIME_ERRORS as error:
-        raise MeasurementError(f"ONNX Runtime cannot load '{model.name}': {reason(error)}") from error
     rng = np.random.default_rng(0)
     made: dict[str, npt.NDArray[Any]] = {}
     for value in values:

@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import onnx
 import onnxruntime as ort
 from onnx import numpy_helper
+from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_tensor
 
 from qnas_plugin.timing import make_exact
 
@@ -22,6 +25,13 @@ _GRAPH, _INITIALIZER, _RAW_DATA = (
     message.DESCRIPTOR.fields_by_name[name].number
     for message, name in ((onnx.ModelProto, "graph"), (onnx.GraphProto, "initializer"), (onnx.TensorProto, "raw_data"))
 )
+
+
+BESIDE = "_data"
+"""What the name of the file of weights ends with, as Optimum's exporter names it."""
+
+_LARGE = 2_000_000_000
+_PAGE = 4096
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,13 +53,31 @@ class Outline:
             return model
         outline = onnx.ModelProto()
         outline.CopyFrom(model)
+        return cls(outline, _take_weights(outline))
+
+    @classmethod
+    def load(cls, path: Path) -> Outline:
+        """The model of a file; what lies beside it is mapped, and stays readable when the file is removed."""
+        model = onnx.load(str(path), load_external_data=False)
         weights = {}
-        for initializer in outline.graph.initializer:
+        for initializer in model.graph.initializer:
+            if initializer.data_location != onnx.TensorProto.EXTERNAL:
+                continue
             if initializer.data_type == onnx.TensorProto.FLOAT and len(initializer.dims) > 1:
-                weights[initializer.name] = numpy_helper.to_array(initializer)
-                initializer.ClearField("raw_data")
-                initializer.ClearField("float_data")
-        return cls(outline, weights)
+                info = ExternalDataInfo(initializer)
+                weights[initializer.name] = np.memmap(
+                    path.parent / info.location, np.float32, "r", info.offset or 0, tuple(initializer.dims)
+                )
+            else:
+                load_external_data_for_tensor(initializer, str(path.parent))
+            initializer.data_location = onnx.TensorProto.DEFAULT
+            del initializer.external_data[:]
+        return cls(model, weights | _take_weights(model))
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of the model's file, within a few for each weight, and of the one beside it where there is one."""
+        return int(self.model.ByteSize()) + sum(array.nbytes for array in self.weights.values())
 
     def whole(self) -> onnx.ModelProto:
         """The model with all values."""
@@ -80,6 +108,33 @@ class Outline:
         for initializer, head in zip(weights, heads, strict=True):
             yield head
             yield self.weights[initializer.name].data.cast("B")
+
+    def files(self, name: str) -> Iterator[tuple[str, Iterator[bytes | memoryview]]]:
+        """The model's files: their names and what is in them, the same each time.
+
+        One is all that it takes, unless it were larger than protocol buffers can be: then weights come first, in a file
+        of their own.
+        """
+        if not is_large(self.nbytes):
+            yield name, self.parts()
+            return
+        beside, head, offset = f"{name}{BESIDE}", onnx.ModelProto(), 0
+        head.CopyFrom(self.model)
+        for initializer in head.graph.initializer:
+            if initializer.name in self.weights:
+                size = self.weights[initializer.name].nbytes
+                initializer.data_location = onnx.TensorProto.EXTERNAL
+                for key, value in {"location": beside, "offset": offset, "length": size}.items():
+                    initializer.external_data.add(key=key, value=str(value))
+                offset += size + -size % _PAGE
+        yield beside, self._pages()
+        yield name, iter([head.SerializeToString(deterministic=True)])
+
+    def _pages(self) -> Iterator[bytes | memoryview]:
+        for initializer in self.model.graph.initializer:
+            if initializer.name in self.weights:
+                yield self.weights[initializer.name].data.cast("B")
+                yield bytes(-self.weights[initializer.name].nbytes % _PAGE)
 
     @contextmanager
     def running(
@@ -113,6 +168,28 @@ class Outline:
         for name, value in zip(self.weights, values, strict=True):
             options.add_initializer(name, value)
         yield ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def is_large(size: int) -> bool:
+    """Whether so many bytes are too many for one file."""
+    return size > _LARGE
+
+
+def _take_weights(model: onnx.ModelProto) -> dict[str, npt.NDArray[Any]]:
+    """Takes the values of matrices, kernels and tables out of a model."""
+    weights = {}
+    for initializer in model.graph.initializer:
+        inside = initializer.HasField("raw_data") or len(initializer.float_data)
+        if (
+            inside
+            and 0 not in initializer.dims
+            and initializer.data_type == onnx.TensorProto.FLOAT
+            and len(initializer.dims) > 1
+        ):
+            weights[initializer.name] = numpy_helper.to_array(initializer)
+            initializer.ClearField("raw_data")
+            initializer.ClearField("float_data")
+    return weights
 
 
 def _field(number: int, size: int) -> bytes:

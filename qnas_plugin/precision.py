@@ -67,7 +67,7 @@ class Precisions:
 
     def of(self, group: str, default: tuple[str, ...] = DEFAULT) -> tuple[str, ...]:
         """The choices of a group by its name; the default is the network's own."""
-        kept = any(fnmatchcase(group, pattern) for pattern in self.fp32)
+        kept = any(matches(group, pattern) for pattern in self.fp32)
         return (Precision.FP32.value,) if kept else self.choices or default
 
     def check(self, names: Sequence[str]) -> None:
@@ -77,11 +77,16 @@ class Precisions:
             UsageError: One matches none.
         """
         for pattern in (*self.fp32, *self.groups.values()):
-            if not any(fnmatchcase(name, pattern) for name in names):
+            if not any(matches(name, pattern) for name in names):
                 raise UsageError(
                     f"the pattern '{pattern}' matches none of the {len(names)} names: {', '.join(names[:3])} ...; "
                     "those of an ONNX file are listed by: qnas show FILE.onnx"
                 )
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Whether a name is that of a pattern; each name is a pattern of itself, whatever signs are in it."""
+    return name == pattern or fnmatchcase(name, pattern)
 
 
 def check_choices(names: Sequence[str]) -> tuple[str, ...]:

@@ -27,9 +27,10 @@ import numpy as np
 import onnx
 
 from qnas_plugin import _bias
+from qnas_plugin._indexed_model import IndexedModel
 from qnas_plugin._integer_forms import Shapes, let_run, restore_fp32_inputs, shapes, split_scaled
 from qnas_plugin._quantizer import FP32_OUTPUT, WEIGHT_INPUT, CachedQuantizer, Quantized, activation_scales
-from qnas_plugin.errors import QuantizationError
+from qnas_plugin.errors import QuantizationError, door
 from qnas_plugin.outline import Outline
 from qnas_plugin.precision import FORMATS
 from qnas_plugin.space import Precision
@@ -38,7 +39,6 @@ from qnas_plugin.tasks import Batch
 with warnings.catch_warnings():  # 3.7.1 imports pkg_resources, which warns
     warnings.simplefilter("ignore")
     from neural_compressor.adaptor.ox_utils.calibrator import CALIBRATOR
-    from neural_compressor.model.onnx_model import ONNXModel
 
 Policy = Mapping[str, str]
 """Precision group to the format of its nodes: ``fp32``, or a name of ``qnas_plugin.precision.FORMATS``."""
@@ -99,19 +99,31 @@ def observe(
     # Without optimization as fit does it, to the last bit.
     with model.running(threads=threads, outputs=tensors, optimized=False) as session:
         inputs = [value.name for value in session.get_inputs()]
+        optional = [value.name for value in session.get_overridable_initializers()]
         for batch in batches:
             missing = [name for name in inputs if name not in batch.inputs]
             if missing:
                 raise QuantizationError(
                     f"the calibration data has no '{missing[0]}'; the model needs {', '.join(inputs)}"
                 )
-            values = session.run(tensors, {name: batch.inputs[name] for name in inputs})
+            given = inputs + [name for name in optional if name in batch.inputs]
+            with door(QuantizationError, "the model cannot be run on the calibration data"):
+                values = session.run(tensors, {name: batch.inputs[name] for name in given})
             for name, value in zip(tensors, values, strict=False):  # no tensors means all outputs to ONNX Runtime
+                if not value.size:
+                    continue
                 if histograms:
                     histograms[name].collect(value)
                     continue
                 low, high = ranges.get(name, (math.inf, -math.inf))
                 ranges[name] = float(np.minimum(low, value.min())), float(np.maximum(high, value.max()))  # keeps NaN
+    empty = [name for name in tensors if name not in ranges] if not histograms else []
+    if empty:
+        reader = next(node.name for node in nodes if empty[0] in (*node.input, *node.output))
+        raise QuantizationError(
+            f"the tensor '{empty[0]}' of the layer '{reader}' has no values for any of the calibration data; calibrate "
+            f"with more examples, or leave the layer in FP32: --keep-fp32 '{reader}'"
+        )
     for name, histogram in histograms.items():
         low, high = histogram.calib_range
         ranges[name] = float(low), float(high)
@@ -183,12 +195,13 @@ class Calibrated:
             for node in quantized.graph.node
             if node.name in int8
         }
-        wrapped = ONNXModel(quantized)
+        wrapped = IndexedModel(quantized)
         ranges = self._ranges({name: formats[name] for name in int8})
         scales = activation_scales(wrapped, config, ranges)
         floors = _bias.floors(quantized.graph, int8, scales)
         quantizer = CachedQuantizer(wrapped, config, scales, self._fp32.weights, self.quantized, floors)
-        quantizer.quantize_model()
+        with door(QuantizationError, "Neural Compressor cannot quantize the model"):
+            quantizer.quantize_model()
         wrapped.topological_sort()
         restore_fp32_inputs(quantized.graph, int8, {name for names in self.groups.values() for name in names} - int8)
         read = {f"{node.name}_quant": node.input[0] for node in self._fp32.model.graph.node if node.name in int8}
@@ -325,10 +338,6 @@ def _nodes(model: onnx.ModelProto, groups: Groups) -> list[onnx.NodeProto]:
     wrong = [name for name in listed if present[name] != 1]
     if wrong:
         raise QuantizationError(f"node '{wrong[0]}' stands {present[wrong[0]]} times in the graph; name single nodes")
-    read = {name for node in model.graph.node for name in node.input}
-    unread = [value.name for value in model.graph.input if value.name not in read]
-    if unread:
-        raise QuantizationError(f"no node reads the model input '{unread[0]}'; take it out of the model")
     ranks = {i.name: len(i.dims) for i in model.graph.initializer if i.data_type == onnx.TensorProto.FLOAT}
     aliases = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "Identity"}
     for node in nodes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping
 from contextlib import suppress
@@ -39,7 +40,9 @@ def load(key: str) -> dict[str, tuple[float, float]] | None:
 
 
 def store(key: str, ranges: _Ranges) -> None:
-    """Keeps ranges under a key that says all that they follow from."""
+    """Keeps ranges, which are of use if finite, under a key that says all that they follow from."""
+    if not all(math.isfinite(bound) for pair in ranges.values() for bound in pair):
+        return
     entry = {
         "schema_version": SCHEMA_VERSION,
         "ranges": {name: list(pair) for name, pair in ranges.items()},

@@ -251,6 +251,10 @@ class TuneRequest(Request):
             name, equals, pattern = text.partition("=")
             if not (name and equals and pattern):
                 raise UsageError(f"cannot read the group '{text}'; write it like 'head=*/head/*'")
+        names = [text.partition("=")[0] for text in texts]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise UsageError(f"--group names '{twice}' twice; give each group one name and one pattern")
         return texts
 
     @field_validator("objectives")

@@ -22,15 +22,9 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 import psutil
-from onnxruntime.capi import onnxruntime_pybind11_state as ort
 
-# Those of onnxruntime 1.31 have no common base class; it lets errors of the C++ library through as RuntimeError, and
-# raises ValueError for wrong inputs.
-RUNTIME_ERRORS: tuple[type[Exception], ...] = (
-    *(error for error in vars(ort).values() if isinstance(error, type) and issubclass(error, Exception)),
-    RuntimeError,
-    ValueError,
-)
+from qnas_plugin.errors import one_line
+
 _FATAL = 4
 _SPIN = 0.08  # seconds in which threads of ONNX Runtime 1.31 look for work after a run: they would slow the next model
 UNDISTURBED = 0.97
@@ -118,7 +112,7 @@ def session(
 
 
 def feed(model: onnxruntime.InferenceSession, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-    """The inputs that the graph has.
+    """The inputs that the graph has, and those of its optional ones that are given.
 
     Raises:
         ValueError: The graph has one that is not given.
@@ -127,15 +121,8 @@ def feed(model: onnxruntime.InferenceSession, inputs: Mapping[str, npt.NDArray[A
     missing = [name for name in names if name not in inputs]
     if missing:
         raise ValueError(f"the graph has an input '{missing[0]}', given are: {', '.join(inputs)}")
+    names += [node.name for node in model.get_overridable_initializers() if node.name in inputs]
     return {name: inputs[name] for name in names}
-
-
-def reason(error: Exception) -> str:
-    """What an error of the runtime says, in one line and without its code."""
-    text = " ".join(str(error).split())
-    if text.startswith("[ONNXRuntimeError]"):
-        text = text.split(" : ", 3)[-1]
-    return text if len(text) <= 300 else text[:297] + "..."
 
 
 def main(folder: Path) -> int:
@@ -168,8 +155,8 @@ def main(folder: Path) -> int:
                 arrays[f"{i}.{turn}"], core_share[i, turn] = _undisturbed_turn(
                     model, feed(model, inputs), request, warm_up
                 )
-            except RUNTIME_ERRORS as error:
-                message = f"cannot time '{Path(request.models[i]).name}': {reason(error)}"
+            except Exception as error:  # what ONNX Runtime 1.31 raises has no common class
+                message = f"cannot time '{Path(request.models[i]).name}': {one_line(error)}"
                 (folder / "error").write_text(message, encoding="utf-8")
                 return 1
             if request.keep_loaded:

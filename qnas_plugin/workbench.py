@@ -259,14 +259,15 @@ def _of_table(latency: tuple[float, float]) -> tuple[dict[str, float], float]:
 
 
 def write(path: Path, model: Outline) -> None:
-    """Writes a file that nobody needs after a crash, so without waiting for the disk.
+    """Writes a model that nobody needs after a crash, so without waiting for the disk.
 
     Raises:
         OutputError: The disk is full.
     """
     try:
-        with path.open("wb") as file:
-            file.writelines(model.parts())
+        for name, parts in model.files(path.name):
+            with (path.parent / name).open("wb") as file:
+                file.writelines(parts)
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror}") from error
 

@@ -49,7 +49,7 @@ def test_accuracy_and_cosine_refuse_outputs_that_say_nothing() -> None:
     with pytest.raises(UsageError, match=r"'y' has \(2,\) predictions and there are labels \(2, 3\)"):
         accuracy({"y": np.ones((2, 5))}, np.zeros((2, 3)))
     with pytest.raises(UsageError, match="'y' is one number"):
-        cosine({"y": np.ones((2, 1))}, {"y": np.ones((2, 1))})
+        Scorer("cosine", [{"y": np.ones((1, 1))}] * 2)({"y": np.ones((2, 1))}, np.arange(2))
 
 
 def test_cosine_is_that_of_all_float_outputs() -> None:

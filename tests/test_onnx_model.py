@@ -217,7 +217,7 @@ def test_evaluator_takes_external_data_several_inputs_and_whole_runs(tmp_path: P
     }
     made = evaluator(load(str(path)), arrays, tmp_path)
     made.check(made.supernet.space.corner("largest", Precision.FP32))
-    assert 0.9 < made.accuracy(made.supernet.space.corner("largest", Precision.INT8), tmp_path) < 1
+    assert 0.9 < made.accuracy(made.supernet.space.corner("largest", Precision.INT8), tmp_path).metrics["accuracy"] < 1
     assert all(len(batch.positions) == 1 for batch in made.workbench.search)
 
 
@@ -245,7 +245,7 @@ def test_emit_leaves_what_a_branch_captures(tmp_path: Path) -> None:
     made = evaluator(model, {"x": RNG.normal(size=(30, 8)).astype(np.float32)}, tmp_path)
     made.check(model.space.corner("largest", Precision.FP32))
     for genes in model.space.sample(4, np.random.default_rng(0)):
-        assert made.accuracy(model.space.decode(genes), tmp_path) > 0.9
+        assert made.accuracy(model.space.decode(genes), tmp_path).metrics["accuracy"] > 0.9
 
 
 @pytest.mark.parametrize("name", FORMATS)

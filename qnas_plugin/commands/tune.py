@@ -286,7 +286,7 @@ def _search(
     supernet = evaluator.supernet
     largest = supernet.space.corner("largest", Precision.FP32)
     weights_mb = float(supernet.weight_mb(supernet.space.encode(largest)[None, :])[0])
-    overhead_mb = evaluator.build(largest).ByteSize() / 1e6 - weights_mb
+    overhead_mb = evaluator.file_mb(largest) - weights_mb
     exact: dict[str, ExactMetric] = {"size_mb": lambda genes: supernet.weight_mb(genes) + overhead_mb}
     if evaluator.estimator is not None:
         exact["latency_ms"] = evaluator.estimator

@@ -29,7 +29,8 @@ from qnas_plugin.errors import DataError, QnasError, StudyError, UsageError
 from qnas_plugin.request import TuneRequest
 from qnas_plugin.results.member import Result
 from qnas_plugin.tasks import Dataset, Examples, content_key
-from qnas_plugin.tasks.arrays import ArrayProcessor, processor
+from qnas_plugin.tasks._array_inputs import ArrayProcessor
+from qnas_plugin.tasks.arrays import processor
 
 with warnings.catch_warnings():  # 3.7.1 imports pkg_resources, which warns
     warnings.simplefilter("ignore")
@@ -298,8 +299,8 @@ def _examples(loader: Iterable[Any], puts: ArrayProcessor, count: int) -> list[d
             raise DataError(f"calib_dataloader gives {type(item).__name__}; it must give pairs of inputs and labels")
         given = item[0]
         if not isinstance(given, Mapping):
-            given = dict(zip(puts.axes, given if isinstance(given, tuple | list) else [given], strict=False))
-        batch = {name: np.asarray(given[name]) for name in puts.axes if name in given}
+            given = dict(zip(puts.names, given if isinstance(given, tuple | list) else [given], strict=False))
+        batch = {name: np.asarray(given[name]) for name in puts.names if name in given}
         sizes = {len(array) for array in batch.values() if array.ndim}
         if puts.batched and len(sizes) == 1:
             examples += [{name: array[i] for name, array in batch.items()} for i in range(sizes.pop())]

@@ -7,29 +7,26 @@
 - ``module:function``, a function without arguments that gives a mapping of such arrays, or a list of examples: each a
   mapping of the model's inputs, and ``labels`` where there are any, that may differ in shape from the next.
 
-Item i of an array belongs to example i. An item that lacks only the batch axis of the model's input is put in batches;
-an item with all axes of the input is what one run gets, alone.
+Item i of an array belongs to example i. An item that lacks only the batch axis of the model's input is put in batches,
+where the model gives for two examples together what it gives for each; an item with all axes of the input is what one
+run gets, alone.
 """
 
 from __future__ import annotations
 
-import shutil
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from qnas_plugin.errors import CheckpointError, DataError, UsageError
+from qnas_plugin.errors import CheckpointError, DataError, UsageError, door
 from qnas_plugin.functions import load_function
 from qnas_plugin.tasks import (
     SPLITS,
-    Batch,
     Dataset,
-    Inputs,
     Pool,
     SplitSizes,
     content_key,
@@ -37,10 +34,10 @@ from qnas_plugin.tasks import (
     reason,
 )
 
-LABELS = "labels"
+if TYPE_CHECKING:
+    from qnas_plugin.tasks._array_inputs import ArrayProcessor
 
-BESIDE = ("*.json", "*.txt", "*.model", "*.jinja")
-"""What is copied from beside the input model: configuration, tokenizer and processor files, dictionaries."""
+LABELS = "labels"
 
 Example = Mapping[str, npt.NDArray[Any]]
 
@@ -99,105 +96,14 @@ def processor(checkpoint: str, *, max_length: int | None = None) -> ArrayProcess
         CheckpointError: There is no such file.
         UsageError: A maximal length is given, which arrays do not have.
     """
-    import onnx
+    from qnas_plugin.tasks._array_inputs import of_model
 
     if max_length is not None:
         raise UsageError(f"arrays have no max_length, got {max_length}; leave it out")
     path = Path(checkpoint)
     if not path.is_file():
         raise CheckpointError(f"the task 'arrays' needs an ONNX file, '{checkpoint}' is none; give --model FILE.onnx")
-    graph = onnx.load(str(path), load_external_data=False).graph
-    stored = {initializer.name for initializer in graph.initializer}
-    inputs = [value for value in graph.input if value.name not in stored]
-    first = [value.type.tensor_type.shape.dim[:1] for value in (*inputs, *graph.output)]
-    return ArrayProcessor(
-        path,
-        {value.name: len(value.type.tensor_type.shape.dim) for value in inputs},
-        {value.name: onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type) for value in inputs},
-        all(len(dim) == 1 and not dim[0].HasField("dim_value") for dim in first),
-    )
-
-
-@dataclass(frozen=True)
-class ArrayProcessor:
-    """Puts examples into batches.
-
-    Args:
-        model: The file, beside which there may be others that its clients need.
-        axes: The number of axes of each input.
-        dtypes: Of each input.
-        batched: Whether the first axis of all inputs and outputs is free, and so that of the examples.
-    """
-
-    model: Path
-    axes: Mapping[str, int]
-    dtypes: Mapping[str, np.dtype[Any]]
-    batched: bool
-
-    def batches(self, inputs: Sequence[Any], batch_size: int) -> list[Batch]:
-        """Examples of equal shapes together; those that hold a whole run each, or for a fixed batch of 1, alone."""
-        alike: dict[object, list[int]] = {}
-        examples = [self._inputs(example) for example in inputs]
-        for i, (arrays, together) in enumerate(examples):
-            shapes = tuple((name, array.shape) for name, array in arrays.items())
-            alike.setdefault(shapes if together else i, []).append(i)
-        chunks = [
-            positions[start : start + batch_size]
-            for positions in alike.values()
-            for start in range(0, len(positions), batch_size)
-        ]
-        return [
-            Batch(
-                {name: np.concatenate([examples[i][0][name] for i in chunk]) for name in examples[chunk[0]][0]}
-                if len(chunk) > 1
-                else examples[chunk[0]][0],
-                np.array(chunk, dtype=np.int64),
-            )
-            for chunk in chunks
-        ]
-
-    def timing_inputs(self, batch_size: int, sequence_length: int | None, examples: Sequence[Any] = ()) -> Inputs:
-        """The example of middle size, as often as the batch is large; ``sequence_length`` means nothing here.
-
-        Raises:
-            UsageError: The model takes only one example at a time.
-        """
-        assert examples
-        order = sorted(examples, key=lambda example: sum(array.size for array in example.values()))
-        arrays, together = self._inputs(order[len(order) // 2])
-        if batch_size > 1 and not together:
-            raise UsageError(f"{self.model.name} takes one example a run, latencies were asked for {batch_size}")
-        return {name: np.concatenate([array] * batch_size) for name, array in arrays.items()} if together else arrays
-
-    def save(self, folder: Path) -> None:
-        """Copies what stands beside the model."""
-        folder.mkdir(parents=True, exist_ok=True)
-        for pattern in BESIDE:
-            for path in sorted(self.model.parent.glob(pattern)):
-                shutil.copyfile(path, folder / path.name)
-
-    def _inputs(self, example: Example) -> tuple[dict[str, npt.NDArray[Any]], bool]:
-        """An example as one run gets it, and whether it may be put together with others."""
-        arrays, together = {}, self.batched
-        for name, axes in self.axes.items():
-            if name not in example:
-                have = ", ".join(sorted(example)) or "none"
-                raise DataError(f"the data has no array '{name}', which {self.model.name} takes; have: {have}")
-            array = example[name]
-            if array.dtype != self.dtypes[name]:
-                if not np.can_cast(array.dtype, self.dtypes[name], "same_kind"):
-                    raise DataError(
-                        f"'{name}' is {array.dtype} in the data, {self.model.name} takes {self.dtypes[name]}"
-                    )
-                array = array.astype(self.dtypes[name])
-            if array.ndim not in (axes - 1, axes):
-                raise DataError(
-                    f"an example of '{name}' has shape {array.shape}, {self.model.name} takes {axes} axes with that of "
-                    "the batch"
-                )
-            together &= array.ndim == axes - 1
-            arrays[name] = array[None] if array.ndim == axes - 1 else array
-        return arrays, together
+    return of_model(path)
 
 
 def _read(path: Path) -> Pool:
@@ -216,10 +122,10 @@ def _call(name: str) -> Pool:
         given = function()
     except Exception as error:  # whatever a user's function raises
         raise DataError(f"the function '{name}' failed: {type(error).__name__}: {error}") from error
-    if isinstance(given, Mapping):
-        return _pool({key: np.asarray(value) for key, value in given.items()}, name)
-    examples = [{key: np.asarray(value) for key, value in example.items()} for example in given]
-    return _examples(examples, name)
+    with door(DataError, f"'{name}' must give a mapping of arrays, or a list of such, one for each example"):
+        if isinstance(given, Mapping):
+            return _pool({key: np.asarray(value) for key, value in given.items()}, name)
+        return _examples([{key: np.asarray(value) for key, value in example.items()} for example in given], name)
 
 
 def _pool(arrays: Mapping[str, npt.NDArray[Any]], source: str) -> Pool:
@@ -231,16 +137,37 @@ def _pool(arrays: Mapping[str, npt.NDArray[Any]], source: str) -> Pool:
 
 
 def _examples(examples: Sequence[Example], source: str) -> Pool:
+    if not examples:
+        raise DataError(f"{source}: there are no examples; item i of each array is that of example i")
     labelled = [LABELS in example for example in examples]
     if any(labelled) != all(labelled):
         raise DataError(f"{source}: {sum(labelled)} of {len(examples)} examples have '{LABELS}'; give all or none")
-    items = [{name: array for name, array in sorted(example.items()) if name != LABELS} for example in examples]
+    items = [
+        {name: _plain(name, array) for name, array in sorted(example.items()) if name != LABELS} for example in examples
+    ]
+    names = sorted({name for item in items for name in item})
+    lacking = next(((i, name) for i, item in enumerate(items) for name in names if name not in item), None)
+    if lacking is not None:
+        raise DataError(f"{source}: example {lacking[0]} has no '{lacking[1]}', others have; give all the same arrays")
     try:
         labels = np.array([example.get(LABELS, ()) for example in examples])
     except ValueError:
         raise DataError(f"{source}: the labels of all examples must have one shape") from None
     keys = [content_key(*(part for name, array in item.items() for part in _fields(name, array))) for item in items]
     return Pool(items, labels, keys)
+
+
+def _plain(name: str, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """An array of numbers or strings.
+
+    Raises:
+        DataError: It holds other objects.
+    """
+    if array.dtype.kind == "S" or (array.dtype.kind == "O" and all(isinstance(entry, str) for entry in array.flat)):
+        return array.astype(str)
+    if array.dtype.kind not in "biufcU":
+        raise DataError(f"'{name}' holds {array.dtype} objects in the data; give numbers or strings")
+    return array
 
 
 def _fields(name: str, array: npt.NDArray[Any]) -> tuple[bytes, ...]:
