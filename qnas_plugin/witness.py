@@ -28,12 +28,13 @@ class Corrected:
 
     Args:
         accuracy: Of each trial, ``(m,)``.
-        spread: Standard deviation of the error of a difference between two of them.
+        spread: Standard deviation of the error of each, beside what the errors of all have in common; 0 where there are
+            too few trials to tell.
         witness: What they follow: the soft score, or the measured accuracy itself.
-        soft_correlation: Over the trials, of the soft score on one half of the examples and the accuracy on the other;
-            the mean over the halvings. 0 where it cannot be told.
-        accuracy_correlation: The same of the accuracy on one half and the accuracy on the other.
-        soft_reliability: Of the soft score on one half and on the other.
+        soft_correlation: Over the trials, of the soft score on one half of the examples with accuracy on the other; the
+            mean over the halvings. 0 where it cannot be told.
+        accuracy_correlation: The same of accuracy on both halves.
+        soft_reliability: The same of the soft score on both halves.
         slope: Accuracy for one unit of the soft score.
     """
 

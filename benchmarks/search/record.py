@@ -26,7 +26,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import softmax
 
 from benchmarks.search.spaces import SOFT, SPACES, Recorded
 from qnas_plugin import measure, registry
@@ -38,7 +37,7 @@ from qnas_plugin.metrics import Scorer
 from qnas_plugin.search import _evolution
 from qnas_plugin.space import Genes, Precision, SearchSpace
 from qnas_plugin.supernets import Supernet
-from qnas_plugin.tasks import Batch, Dataset, Examples, Processor
+from qnas_plugin.tasks import Dataset, Processor
 from qnas_plugin.workbench import Job, Workbench, write
 
 BATCH = 32
@@ -128,10 +127,11 @@ class Live:
             write(path, model)
             answers = {}
             for name, split in self.splits.items():
-                right, soft = _answers(path, self.batches[name], split)
-                answers[name] = _text(np.packbits(right))
+                scored = measure.scores(path, self.batches[name], Scorer("accuracy", split.labels), threads=1)
+                answers[name] = _text(np.packbits(scored.scores == 1))
                 if self.recorded.soft:
-                    answers[f"soft_{name}"] = _text(np.round(255 * soft).astype(np.uint8))
+                    assert scored.soft is not None
+                    answers[f"soft_{name}"] = _text(np.round(255 * scored.soft).astype(np.uint8))
             return {"genes": genes.tolist(), "size_mb": measure.size_mb(path)} | answers
 
 
@@ -155,19 +155,6 @@ def _record(live: Live, journal: Path, candidates: int) -> None:
                     seen.add(key)
                     rows.append(live.row(genes))
                     print(json.dumps(rows[-1]), file=file, flush=True)
-
-
-def _answers(
-    model: Path, batches: list[Batch], examples: Examples
-) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.float64]]:
-    """Which examples ``(e,)`` a model gets right, and the probability ``(e,)`` that it gives their labels."""
-    right, soft = np.empty(len(examples), dtype=bool), np.empty(len(examples))
-    scorer = Scorer("accuracy", examples.labels)
-    for batch, outputs in measure.run(model, batches, threads=1):
-        at = batch.positions
-        right[at] = scorer(outputs, at) == 1
-        soft[at] = softmax(outputs["logits"].astype(np.float64), axis=1)[range(len(at)), examples.labels[at]]
-    return right, soft
 
 
 def _text(values: npt.NDArray[np.uint8]) -> str:

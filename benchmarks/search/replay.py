@@ -94,6 +94,18 @@ class Replay:
         """Which examples of the search split each record got right, ``(m, examples)``."""
         return self._right("search") == 1
 
+    @property
+    def answers(self) -> npt.NDArray[np.bool_]:
+        """Which examples each record got right, those of the search split and then those of the report split."""
+        return np.hstack([self._right(split) for split in ("search", "report")]) == 1
+
+    @property
+    def probabilities(self) -> Floats | None:
+        """The probability of the label for the same ``(m, examples)``; None where it was not recorded."""
+        if "soft_search" not in self._data:
+            return None
+        return np.hstack([self._data[f"soft_{split}"] for split in ("search", "report")]) / 255
+
     @cached_property
     def covering(self) -> int:
         """How many of the records, the first ones, cover the space; the others are near predicted fronts."""
