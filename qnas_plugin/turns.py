@@ -54,6 +54,7 @@ def private_folder() -> Path:
         return folder
     started = Path("/proc/sys/kernel/random/boot_id")
     name = started.read_text(encoding="utf-8").strip() if started.exists() else os.uname().nodename
+    name = name[:8]
     cache = Path.home() / ".cache" / "qnas"
     with suppress(OSError):
         cache.mkdir(parents=True, exist_ok=True)

@@ -17,21 +17,21 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import TypeVar
-from urllib.parse import urlsplit
 
-from distributed import Client, Future, KilledWorker, LocalCluster, Worker, WorkerPlugin, get_worker
+from distributed import Client, Future, KilledWorker, Worker, WorkerPlugin, get_worker
 from distributed.client import FutureCancelledError
-from distributed.comm import CommClosedError
+from distributed.comm import CommClosedError, get_address_host
 from threadpoolctl import threadpool_limits
 
 from qnas_plugin import __version__
+from qnas_plugin._private_transport import private_cluster
 from qnas_plugin.environment import cores, detect
 from qnas_plugin.errors import ClusterError
 from qnas_plugin.hardware import HardwareProfile, is_this_machine
@@ -67,21 +67,16 @@ def connect(count: int | None, address: str | None, sku: str) -> Iterator[Client
 
     Raises:
         ClusterError: The scheduler does not answer, or it has no worker.
+        HardwareError: There is no folder that this user alone can enter, which workers of this machine need.
     """
     logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what goes wrong is raised, or mended by Dask
     if address is None:
-        with _hidden_from_the_terminal():
-            # No memory limit: Dask would pause a worker at 80 % of it, for ever if what it holds is the workbench.
-            started = LocalCluster(
-                n_workers=count,
-                threads_per_worker=1,
-                memory_limit=0,
-                dashboard_address="127.0.0.1:0",  # else a port that is taken is warned of
-                silence_logs=logging.CRITICAL,
-                resources={sku: 1},
-            )
-        with started, Client(started) as client:
-            yield client
+        assert count is not None
+        with ExitStack() as stack:
+            with _hidden_from_the_terminal():
+                # No memory limit: Dask would pause a worker at 80 % of it, for ever if what it holds is the workbench.
+                started = stack.enter_context(private_cluster(count, memory_limit=0, resources={sku: 1}))
+            yield stack.enter_context(Client(started))
         return
     try:
         client = Client(address, timeout=CONNECT_SECONDS)
@@ -215,7 +210,7 @@ def _next(finished: queue.SimpleQueue[Future], seconds: float) -> Future:
 def _crowd(client: Client) -> Counter[str]:
     """How many workers each host has."""
     try:
-        return Counter(_host(address) for address in client.nthreads())
+        return Counter(map(get_address_host, client.nthreads()))
     except OSError as error:
         raise _gone(client) from error
 
@@ -354,7 +349,9 @@ def _evaluate(name: str, job: Job, crowd: Mapping[str, int]) -> Evaluation:
         raise _NotPlacedError(name)
     if place.refusal is not None:
         raise ClusterError(place.refusal)
-    evaluation: Evaluation = place.evaluate(job, max(1, crowd[_host(worker.address)]), Path(worker.local_directory))
+    evaluation: Evaluation = place.evaluate(
+        job, max(1, crowd[get_address_host(worker.address)]), Path(worker.local_directory)
+    )
     return evaluation
 
 
@@ -387,7 +384,3 @@ def _versions() -> dict[str, str | None]:
         except PackageNotFoundError:
             found[package] = None
     return found
-
-
-def _host(address: str) -> str:
-    return urlsplit(address).hostname or address

@@ -319,7 +319,7 @@ def test_a_turn_shows_each_second_that_it_runs(
         models=[], inputs=["x"], threads=1, spinning=True, arena=True, cpus=[], rounds=1, runs_per_turn=1,
         seconds_per_turn=1.5, keep_loaded=False,
     )  # fmt: skip
-    timing._turn(session, dict(inputs), request, 1)
+    timing._turn(session, timing.feed(session, inputs), request, 1)
     assert capsys.readouterr().out == ".."
 
 

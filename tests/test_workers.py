@@ -8,7 +8,10 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,16 +21,18 @@ from typing import cast
 
 import psutil
 import pytest
-from distributed import Client, Worker, wait
+from distributed import Client, LocalCluster, Worker, wait
 from threadpoolctl import threadpool_info
 
 from qnas_plugin import cluster_latency, workers
 from qnas_plugin.errors import ClusterError, MeasurementError, OutputError
 from qnas_plugin.evaluate import Evaluator
+from qnas_plugin.files import alone_in
 from qnas_plugin.hardware import HardwareProfile, describe, detect
 from qnas_plugin.search import Algorithm, Problem, random
 from qnas_plugin.space import Candidate, Precision
 from qnas_plugin.study import Study, Trial
+from qnas_plugin.turns import private_folder
 from qnas_plugin.workbench import Job
 from tests.test_evaluate import make
 
@@ -82,6 +87,58 @@ class Search:
 
     def on_trial(self, trial: Trial) -> None:
         self.done.append(trial)
+
+
+def test_nobody_else_reaches_the_workers_of_this_machine(client: Client) -> None:
+    """Another user can open no socket of theirs; what listens on ports is no Dask and shows nothing."""
+    address = client.scheduler.address
+    folder = Path(address.removeprefix("qnas-private://").rpartition(":")[0])
+    assert all(path.stat().st_mode & 0o077 == 0 for path in (folder, folder.parent, *folder.iterdir()))
+    if not os.getuid():
+        code = f"import socket; socket.socket(socket.AF_UNIX).connect({str(next(folder.iterdir()))!r})"
+        tried = subprocess.run(["/usr/bin/env", "python3", "-c", code], user=12345, capture_output=True, text=True)
+        assert "PermissionError" in tried.stderr
+    processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    ports = [
+        connection.laddr.port
+        for process in processes
+        for connection in process.net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    for port in ports:
+        with pytest.raises(OSError, match="Timed out|closed"), Client(f"tcp://127.0.0.1:{port}", timeout=1):
+            pass
+        for page in ("/", "/info/main/workers.html", "/json/identity.json", "/api/v1", "/status"):
+            with pytest.raises(urllib.error.HTTPError, match="404"):
+                urllib.request.urlopen(f"http://127.0.0.1:{port}{page}", timeout=5)
+
+
+def test_a_port_without_proof_is_what_dask_opens_by_default() -> None:
+    """What the test above would find: the attack works on Dask's own cluster."""
+    with LocalCluster(n_workers=0, processes=False, protocol="tcp://", dashboard_address="127.0.0.1:0") as cluster:
+        address = cluster.scheduler_address
+        code = f"from distributed import Client; print(Client({address!r}).run_on_scheduler(lambda: 'run as you'))"
+        ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert "run as you" in ran.stdout
+
+
+def test_connect_removes_what_a_killed_driver_left_and_leaves_others_alone(profile: HardwareProfile) -> None:
+    left = Path(tempfile.mkdtemp(dir=private_folder(), prefix="workers-"))
+    (left / "a").touch()
+    alive = Path(tempfile.mkdtemp(dir=private_folder(), prefix="workers-"))
+    with alone_in(alive), workers.connect(1, None, profile.name):
+        assert not left.exists()
+        assert alive.exists()
+    alive.rmdir()
+
+
+def test_connect_says_that_the_name_of_the_folder_is_too_long(
+    tmp_path: Path, profile: HardwareProfile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (long := tmp_path / ("x" * 100)).mkdir(mode=0o700)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(long))
+    with pytest.raises(ClusterError, match="too long for the sockets"), workers.connect(1, None, profile.name):
+        pass
 
 
 @pytest.fixture
@@ -285,7 +342,7 @@ def test_drive_refuses_a_worker_with_another_version(
 ) -> None:
     versions = workers._versions()
     monkeypatch.setattr(workers, "_versions", lambda: versions | {package: "9.9"})
-    with pytest.raises(ClusterError, match=rf"the worker tcp://\S+ has {package} \S+, this search 9\.9; install"):
+    with pytest.raises(ClusterError, match=rf"the worker \S+://\S+ has {package} \S+, this search 9\.9; install"):
         search.run(client, 3)
     assert search.done == []
 
