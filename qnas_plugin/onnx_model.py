@@ -29,6 +29,7 @@ from google.protobuf.message import DecodeError, EncodeError  # type: ignore[imp
 
 from qnas_plugin import timing
 from qnas_plugin._quantizer import WEIGHT_INPUT
+from qnas_plugin.beside import check_weights
 from qnas_plugin.errors import CheckpointError, UsageError
 from qnas_plugin.materialize import Graph
 from qnas_plugin.outline import Outline
@@ -51,8 +52,12 @@ def load(path: str, *, precisions: Precisions | None = None) -> OnnxModel:
     """
     file = Path(path)
     try:
-        original = onnx.load(str(file))
+        original = onnx.load(str(file), load_external_data=False)
+        check_weights(original, file)
+        onnx.load_external_data_for_model(original, str(file.parent))
         content = original.SerializeToString(deterministic=True)
+    except CheckpointError:
+        raise
     except FileNotFoundError as error:
         raise CheckpointError(f"no file '{error.filename or path}'; give --model FILE.onnx") from None
     except (OSError, DecodeError, onnx.checker.ValidationError) as error:
