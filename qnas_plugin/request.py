@@ -317,6 +317,16 @@ class TuneRequest(Request):
         return f"largest-{self.against}"
 
     @property
+    def varied(self) -> tuple[str, ...]:
+        """What can make another search of this request, with the same seed on the same machine, differ; often nothing."""
+        found = []
+        if self.latency == "measured":
+            found.append("latencies are measured, and never the same twice")
+        if self.cluster is not None:
+            found.append("the workers of a cluster come and go")
+        return tuple(found)
+
+    @property
     def parsed_limits(self) -> tuple[Limit, ...]:
         """The limits as values."""
         return tuple(parse_limit(text) for text in self.limits)

@@ -15,7 +15,7 @@ import signal
 import tempfile
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -35,7 +35,7 @@ from qnas_plugin._private_transport import private_cluster
 from qnas_plugin.environment import cores, detect
 from qnas_plugin.errors import ClusterError
 from qnas_plugin.hardware import HardwareProfile, is_this_machine
-from qnas_plugin.search import Algorithm
+from qnas_plugin.search import Algorithm, Observation
 from qnas_plugin.space import Candidate
 from qnas_plugin.study import Evaluation, Study, Trial, attempt
 from qnas_plugin.workbench import Job, Workbench
@@ -48,6 +48,9 @@ ALONE_SECONDS = 60
 
 LOOK_SECONDS = 2.0
 """How often a wait looks whether workers are still there."""
+
+AHEAD = 2
+"""Candidates under way for each worker."""
 
 SETUP_SECONDS = 60.0
 """How long a trial waits on its worker for the workbench to be opened there."""
@@ -105,8 +108,10 @@ def drive(
 ) -> None:
     """Keeps all workers busy, stores and tells each trial as it finishes, until the study has so many trials.
 
-    There is no barrier: a worker that finishes gets the next candidate at once, and one more candidate than there are
-    workers is under way, so that none waits for this process.
+    The algorithm is told of trials in the order in which it was asked for them, and asked for the next candidate each
+    time that it was told of one. So what it proposes does not depend on which worker was faster: where metrics are the
+    same and no worker ends, a seed and a number of workers give the same trials. Twice as many candidates as there are
+    workers are under way, so that a worker rarely waits for a slower one, and never for this process.
 
     Args:
         client: From ``connect``.
@@ -124,7 +129,9 @@ def drive(
     """
     stored = study.trials()
     algorithm.tell([trial.observation for trial in stored])
-    done, exhausted = len(stored), False
+    asked, exhausted = len(stored), False
+    untold: deque[Candidate] = deque()
+    outcomes: dict[str, Observation] = {}
     in_flight: dict[Future, Candidate] = {}
     finished: queue.SimpleQueue[Future] = queue.SimpleQueue()
     place = _Place.of(workbench, profile)
@@ -147,12 +154,17 @@ def drive(
             future.add_done_callback(finished.put)
 
         while True:
-            while not exhausted and done + len(in_flight) < trials and len(in_flight) <= _crowd(client).total():
-                candidate = algorithm.ask([candidate.key for candidate in in_flight.values()])
+            while not exhausted and asked < trials and len(untold) < AHEAD * _workers(client):
+                candidate = algorithm.ask([candidate.key for candidate in untold])
                 if candidate is None:
                     exhausted = True
                 else:
+                    asked += 1
+                    untold.append(candidate)
                     submit(candidate)
+            if untold and untold[0].key in outcomes:
+                algorithm.tell([outcomes.pop(untold.popleft().key)])
+                continue
             if not in_flight:
                 return
             future = _waited(client, partial(_next, finished))
@@ -163,8 +175,7 @@ def drive(
                 submit(candidate)
                 continue
             trial = study.add(candidate, evaluation)
-            done += 1
-            algorithm.tell([trial.observation])
+            outcomes[candidate.key] = trial.observation
             on_trial(trial)
 
 
@@ -205,6 +216,11 @@ def _next(finished: queue.SimpleQueue[Future], seconds: float) -> Future:
         return finished.get(timeout=seconds)
     except queue.Empty:
         raise TimeoutError from None
+
+
+def _workers(client: Client) -> int:
+    """How many workers there are, or will be again: a process of this machine that ends is replaced."""
+    return _crowd(client).total() if client.cluster is None else len(client.cluster.worker_spec)
 
 
 def _crowd(client: Client) -> Counter[str]:

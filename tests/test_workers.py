@@ -10,14 +10,15 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import psutil
@@ -30,9 +31,10 @@ from qnas_plugin.errors import ClusterError, MeasurementError, OutputError
 from qnas_plugin.evaluate import Evaluator
 from qnas_plugin.files import alone_in
 from qnas_plugin.hardware import HardwareProfile, describe, detect
-from qnas_plugin.search import Algorithm, Problem, random
+from qnas_plugin.search import Algorithm, Problem, nsga2, random
 from qnas_plugin.space import Candidate, Precision
 from qnas_plugin.study import Study, Trial
+from qnas_plugin.supernets import Cut
 from qnas_plugin.turns import private_folder
 from qnas_plugin.workbench import Job
 from tests.test_evaluate import make
@@ -62,12 +64,13 @@ class Search:
     def __init__(self, evaluator: Evaluator, profile: HardwareProfile, storage: Path) -> None:
         self.evaluator, self.profile, self.storage = evaluator, profile, str(storage)
         self.done: list[Trial] = []
+        self.create = random.create
 
     def job(self, candidate: Candidate) -> Job:
         return replace(self.evaluator.job(candidate), latency=(1.0, 0.0))
 
     def algorithm(self) -> Algorithm:
-        return random.create(Problem(self.evaluator.supernet.space, OBJECTIVES), seed=0, population=5)
+        return self.create(Problem(self.evaluator.supernet.space, OBJECTIVES), seed=0, population=5)
 
     def study(self) -> Study:
         return Study.open(self.storage, self.evaluator.supernet.space, OBJECTIVES, identity={"a": "b"})
@@ -172,6 +175,40 @@ def test_drive_measures_what_one_process_does(client: Client, search: Search, tm
     }
     assert by_key(trials) == alone
     assert search.done == trials
+
+
+def test_drive_proposes_the_same_whichever_worker_is_faster(client: Client, search: Search, tmp_path: Path) -> None:
+    """Two searches that learn after each pair of trials; in one of them each third trial takes longer."""
+    found = []
+    search.create = nsga2.create
+    for number, seconds in enumerate((0.0, 1.5)):
+        job, search.storage = search.job, str(tmp_path / f"{number}.journal")
+
+        def slow(candidate: Candidate, job: Any = job, seconds: float = seconds) -> Job:
+            late = int(candidate.key, 16) % 3 == 0
+            return _Late(**vars(job(candidate)), seconds=seconds if late else 0.0)
+
+        search.job = slow  # type: ignore[method-assign]
+        trials = search.run(client, 14)
+        search.job = job  # type: ignore[method-assign]
+        found.append([trial.candidate.key for trial in trials])
+    assert found[0] != found[1]  # stored as they finished
+    assert sorted(found[0]) == sorted(found[1])
+
+
+@dataclass(frozen=True)
+class _Late(Job):
+    """A candidate whose description takes long to arrive at the worker."""
+
+    seconds: float = 0.0
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _late, (self.candidate, self.cut, self.latency, self.seconds)
+
+
+def _late(candidate: Candidate, cut: Cut, latency: tuple[float, float] | None, seconds: float) -> Job:
+    time.sleep(seconds)
+    return Job(candidate, cut, latency)
 
 
 def test_drive_gives_work_to_every_worker_and_leaves_nothing_there(client: Client, search: Search) -> None:
