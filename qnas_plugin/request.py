@@ -318,7 +318,7 @@ class TuneRequest(Request):
 
     @property
     def varied(self) -> tuple[str, ...]:
-        """What can make another search of this request, with the same seed on the same machine, differ; often nothing."""
+        """What can make another search of this request on the same machine differ; often nothing."""
         found = []
         if self.latency == "measured":
             found.append("latencies are measured, and never the same twice")
