@@ -169,7 +169,7 @@ class Workbench:
         if self.reference is not None:
             models.append(folder / "reference.onnx")
             if not models[1].exists():
-                with measure.between_measurements():
+                with between_measurements():
                     write(models[1], self.build(self.reference, threads=threads))
 
         def timed() -> list[measure.Latency]:
