@@ -320,7 +320,7 @@ def test_a_turn_shows_each_second_that_it_runs(
         seconds_per_turn=1.5, keep_loaded=False,
     )  # fmt: skip
     timing._turn(session, timing.feed(session, inputs), request, 1)
-    assert capsys.readouterr().out == ".."
+    assert capsys.readouterr().out.startswith("..")
 
 
 def test_timing_imports_none_of_the_heavy_libraries() -> None:

@@ -21,7 +21,7 @@ from qnas_plugin.space import Features, Genes, SearchSpace
 FOLDS = 5
 JUDGED = 300
 """Rows on which predictors and their settings are compared at most: more cost more and hardly change what is best."""
-LEARNED = 600
+LEARNED = 1000
 """Rows that a predictor learns from at most whose cost grows faster than their number."""
 
 
