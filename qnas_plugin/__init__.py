@@ -11,11 +11,16 @@ Nothing heavy is imported before one of the functions is used.
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from qnas_plugin.api import export, profile, retarget, train, tune
     from qnas_plugin.hosts.optuna import LinasSampler
+
+# ONNX Runtime 1.31 opens a database of events in the user's cache and looks up a host as it is imported. This variable
+# alone keeps it from that: its disable_telemetry_events() comes too late.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __version__ = "0.1.0"
 __all__ = ["LinasSampler", "export", "profile", "retarget", "train", "tune"]

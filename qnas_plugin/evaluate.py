@@ -22,6 +22,7 @@ from qnas_plugin.space import Candidate, Precision
 from qnas_plugin.study import Evaluation
 from qnas_plugin.supernets import Network
 from qnas_plugin.tasks import Batch, Dataset, Examples, Inputs, Processor
+from qnas_plugin.turns import between_measurements
 from qnas_plugin.workbench import Job, Workbench, accuracy_of
 
 Timer = Callable[[Sequence[Path], Inputs, RuntimeSetting, int], list[measure.Latency]]
@@ -120,7 +121,8 @@ class Evaluator:
             write_parts(path.parent / name, parts)
 
     def _outline(self, candidate: Candidate) -> Outline:
-        return self.workbench.build(self.job(candidate), threads=detect().usable_cores)
+        with between_measurements():
+            return self.workbench.build(self.job(candidate), threads=detect().usable_cores)
 
     def evaluate(self, candidate: Candidate, folder: Path) -> Evaluation:
         """Builds and measures a candidate: accuracy on the search part, latency, size. The file is left in ``folder``.
@@ -135,14 +137,15 @@ class Evaluator:
     def scores(self, model: Path, part: Literal["search", "selection", "report"]) -> Scored:
         """What an ONNX file gets for each example of a part, on all cores."""
         threads = detect().usable_cores
-        if part == "search" or self.workbench.judge is not None:
-            return self.workbench.scores(model, threads=threads)
-        if part not in self._parts:
-            examples: Examples = getattr(self.dataset, part)
-            batches = self.processor.batches(examples.inputs, BATCH)
-            self._parts[part] = batches, self._scorer(examples, batches)
-        batches, scorer = self._parts[part]
-        return measure.scores(model, batches, scorer, threads=threads)
+        with between_measurements():
+            if part == "search" or self.workbench.judge is not None:
+                return self.workbench.scores(model, threads=threads)
+            if part not in self._parts:
+                examples: Examples = getattr(self.dataset, part)
+                batches = self.processor.batches(examples.inputs, BATCH)
+                self._parts[part] = batches, self._scorer(examples, batches)
+            batches, scorer = self._parts[part]
+            return measure.scores(model, batches, scorer, threads=threads)
 
     def kernels(self, candidate: Candidate, model: Path) -> kernels.Kernels:
         """What the precision groups of a candidate's file run as.
@@ -210,8 +213,9 @@ class Evaluator:
         if self.dataset.metric not in REFERENCE:
             return Scorer(self.dataset.metric, examples.labels)
         whole = self.supernet.cut(self.supernet.space.corner("largest", Precision.FP32))
-        runs = measure.run(subnet(self.graph, whole), batches, threads=detect().usable_cores)
-        return Scorer(self.dataset.metric, references([(batch.positions, outputs) for batch, outputs in runs]))
+        with between_measurements():
+            runs = measure.run(subnet(self.graph, whole), batches, threads=detect().usable_cores)
+            return Scorer(self.dataset.metric, references([(batch.positions, outputs) for batch, outputs in runs]))
 
 
 def _compare(name: str, got: Any, expected: Any) -> None:

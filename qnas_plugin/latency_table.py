@@ -79,6 +79,10 @@ class Errors(_Checked):
     kendall_tau: Annotated[float, Field(ge=-1, le=1)]
 
 
+Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.,+-]*$")]
+"""Becomes a part of a file's name, so it must name no other folder."""
+
+
 class Fidelity(_Checked):
     """A table's own tested accuracy.
 
@@ -126,8 +130,8 @@ class LatencyTable(_Checked):
     """
 
     schema_version: Literal[1]
-    supernet: Annotated[str, Field(min_length=1)]
-    shape: Mapping[str, int | str]
+    supernet: Word
+    shape: Mapping[Word, int | str]
     granularity: Granularity
     hardware: HardwareProfile
     setting: RuntimeSetting

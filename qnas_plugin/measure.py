@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -16,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnxruntime
 import psutil
 
 from qnas_plugin import timing
@@ -25,9 +28,13 @@ from qnas_plugin.hardware import RuntimeSetting
 from qnas_plugin.metrics import Outputs, Scored, Scorer
 from qnas_plugin.outline import BESIDE, Outline
 from qnas_plugin.tasks import Batch, Inputs
+from qnas_plugin.turns import measuring
 
 # Weights in memory take up to this times their file: the file's own, and packed for the processor.
 _MEMORY_PER_FILE = 3
+
+SILENT_SECONDS = 900.0
+"""How long one run of a model, or loading it, may take."""
 
 
 @dataclass(frozen=True)
@@ -103,8 +110,8 @@ def run(model: Path | Outline, batches: Iterable[Batch], *, threads: int) -> Ite
                 session = timing.session(model, threads, spinning=False)
             names = [output.name for output in session.get_outputs()]
         for batch in batches:
-            with _running(name):
-                values = session.run(names, timing.feed(session, batch.inputs))
+            with _running(name), _limited(name) as options:
+                values = session.run(names, timing.feed(session, batch.inputs), options)
             yield batch, dict(zip(names, values, strict=True))
 
 
@@ -158,7 +165,7 @@ def latency(
     if not models:
         return []
     assert min(minimum_runs, rounds) >= 1
-    with tempfile.TemporaryDirectory(prefix="qnas-") as name, _turn(exclusive=True):
+    with tempfile.TemporaryDirectory(prefix="qnas-") as name, measuring():
         folder = Path(name)
         np.savez(folder / "inputs.npz", *inputs.values())
         timing.Request(
@@ -197,6 +204,24 @@ def _running(name: str) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def _limited(name: str) -> Iterator[onnxruntime.RunOptions]:
+    """Options that end a run when it takes too long: between two nodes, also those of an endless loop."""
+    options = onnxruntime.RunOptions()
+    options.log_severity_level = 4
+    timer = threading.Timer(SILENT_SECONDS, setattr, [options, "terminate", True])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield options
+    except Exception as error:
+        if options.terminate:
+            raise MeasurementError(f"{name} ran for more than {SILENT_SECONDS:g} s on one batch") from error
+        raise
+    finally:
+        timer.cancel()
+
+
 def _summary(turns: Sequence[npt.NDArray[np.float64]], core_share: npt.NDArray[np.float64]) -> Latency:
     times = np.concatenate(turns)
     p90, p95, p99 = np.percentile(times, [90, 95, 99]).tolist()
@@ -223,14 +248,14 @@ def _run(folder: Path) -> None:
         subprocess.Popen(
             [sys.executable, "-P", "-m", "qnas_plugin.timing", str(folder)],
             stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
             stderr=stderr,
             start_new_session=True,
             env=os.environ | {"PYTHONPATH": os.pathsep.join(str(Path(path).absolute()) for path in sys.path)},
         ) as process,
     ):
         try:
-            status = process.wait()
+            status = _status(process)
         finally:
             process.kill()
     if status == 0:
@@ -244,24 +269,20 @@ def _run(folder: Path) -> None:
     raise MeasurementError(f"the timing process ended with status {status}: {lines[-1] if lines else 'no message'}")
 
 
-@contextlib.contextmanager
-def between_measurements() -> Iterator[None]:
-    """Waits until no process of this user measures, and lets none begin; any number may be between together."""
-    with _turn(exclusive=False):
-        yield
+def _status(process: subprocess.Popen[bytes]) -> int:
+    """The exit status of the timing process, whose output is a sign of life after each long run.
 
-
-@contextlib.contextmanager
-def _turn(*, exclusive: bool) -> Iterator[None]:
-    """Alone on this machine, or with others that are not: two measurements at once would time each other."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    with (Path(tempfile.gettempdir()) / f"qnas-timing-{os.getuid()}.lock").open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
-        yield
+    Raises:
+        MeasurementError: It gave none for too long.
+    """
+    assert process.stdout is not None
+    output = process.stdout.fileno()
+    while select.select([output], [], [], SILENT_SECONDS)[0]:
+        if not os.read(output, 4096):
+            return process.wait()
+    raise MeasurementError(
+        f"the timing process was silent for {SILENT_SECONDS:g} s: it is stopped, or a model hangs when loaded or run"
+    )
 
 
 def _quiet_cpus(threads: int) -> tuple[int, ...]:

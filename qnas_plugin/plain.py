@@ -24,6 +24,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import numpy_helper
 from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_tensor
 
+from qnas_plugin.beside import check_weights
 from qnas_plugin.errors import CheckpointError, door, one_line
 from qnas_plugin.outline import Outline, is_large
 from qnas_plugin.tidy import nodes, tidy
@@ -94,10 +95,7 @@ def _read(file: Path) -> onnx.ModelProto:
         if initializer.name in seen:
             raise CheckpointError(f"'{file}' has two initializers named '{initializer.name}'; ONNX allows one")
         seen.add(initializer.name)
-        if initializer.data_location == onnx.TensorProto.EXTERNAL:
-            beside = file.parent / ExternalDataInfo(initializer).location
-            if not beside.is_file():
-                raise CheckpointError(f"no file '{beside}', in which '{file.name}' has '{initializer.name}'")
+    check_weights(model, file)
     return model
 
 

@@ -6,12 +6,21 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
-from qnas_plugin import registry
+from qnas_plugin import registry, storage_url
 from qnas_plugin.errors import UnknownNameError, UsageError
 from qnas_plugin.files import write_bytes
 from qnas_plugin.hardware import user_folder
@@ -19,6 +28,11 @@ from qnas_plugin.model_name import resolve
 from qnas_plugin.objectives import Limit, check_objectives, parse_limit
 from qnas_plugin.precision import Precisions, check_choices
 from qnas_plugin.tasks import SplitSizes
+
+
+def _storage(storage: str) -> str:
+    storage_url.check(storage)
+    return storage
 
 
 class Options(BaseModel):
@@ -184,7 +198,7 @@ class TuneRequest(Request):
         algorithm: The registered search algorithm.
         trials: Candidates to evaluate in all, those of an earlier, stopped run included.
         population: Candidates of a generation; LINAS learns anew ten times in it.
-        storage: An Optuna storage URL; None is the journal file in ``out``.
+        storage: An Optuna storage URL, written without its password; None is the journal file in ``out``.
         workers: Processes of this machine that evaluate; None evaluates in this one.
         cluster: The address of a Dask scheduler whose workers evaluate, instead.
     """
@@ -212,7 +226,7 @@ class TuneRequest(Request):
     algorithm: str = "linas"
     trials: int = Field(250, ge=1)
     population: int = Field(50, ge=4)
-    storage: str | None = None
+    storage: Annotated[str, PlainSerializer(storage_url.without_password), AfterValidator(_storage)] | None = None
     workers: int | None = Field(None, ge=1)
     cluster: str | None = Field(None, pattern=r"^[a-z]+://.+$")
 
@@ -305,6 +319,16 @@ class TuneRequest(Request):
     def reference(self) -> str:
         """The baseline that the recommended member is compared with."""
         return f"largest-{self.against}"
+
+    @property
+    def varied(self) -> tuple[str, ...]:
+        """What can make another search of this request on the same machine differ; often nothing."""
+        found = []
+        if self.latency == "measured":
+            found.append("latencies are measured, and never the same twice")
+        if self.cluster is not None:
+            found.append("the workers of a cluster come and go")
+        return tuple(found)
 
     @property
     def parsed_limits(self) -> tuple[Limit, ...]:

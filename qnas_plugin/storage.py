@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ from optuna.storages.journal import JournalFileBackend
 
 from qnas_plugin.errors import OutputError, QnasError, StudyError
 from qnas_plugin.objectives import METRICS
+from qnas_plugin.storage_url import VARIABLE, lacks_password, scrubbed, secrets, shown, with_password
 
 
 def load_study(storage: str, name: str, objectives: Sequence[str] | None) -> tuple[BaseStorage, optuna.Study]:
@@ -25,7 +25,7 @@ def load_study(storage: str, name: str, objectives: Sequence[str] | None) -> tup
     if objectives is None and path is not None and not path.exists():
         raise StudyError(f"there is no study in '{storage}'; make one with: qnas tune")
     if "://" in storage:
-        opened = optuna.storages.get_storage(storage)
+        opened = optuna.storages.get_storage(with_password(storage))
     else:
         opened = JournalStorage(JournalFileBackend(storage, lock_obj=_NoLock()))  # type: ignore[arg-type]
     try:
@@ -52,10 +52,12 @@ def errors_of(storage: str) -> Iterator[None]:
             "pip install 'psycopg[binary]' and begin the URL with postgresql+psycopg://"
         ) from error
     except (optuna.exceptions.OptunaError, sqlalchemy.exc.SQLAlchemyError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = scrubbed(str(error).splitlines()[0], storage) if str(error) else type(error).__name__
+        hint = f", its password in {VARIABLE}" if lacks_password(storage) else ""
         raise StudyError(
-            f"cannot read the study in '{shown(storage)}' ({reason}); give a .journal file or a database URL of Optuna"
-        ) from error
+            f"cannot read the study in '{shown(storage)}' ({reason}); give a .journal file or a database URL of "
+            f"Optuna{hint}"
+        ) from (error if not secrets(storage) else None)
     except OSError as error:
         raise OutputError(f"cannot use '{shown(storage)}': {error.strerror}") from error
     finally:
@@ -69,11 +71,6 @@ def _file(storage: str) -> Path | None:
     if storage.startswith("sqlite:///") and not storage.endswith(":memory:"):
         return Path(storage.removeprefix("sqlite:///"))
     return None
-
-
-def shown(storage: str) -> str:
-    """A storage without the password of its URL."""
-    return re.sub(r"://[^@/]*@", "://***@", storage)
 
 
 class _NoLock:

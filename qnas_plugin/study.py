@@ -24,7 +24,8 @@ from qnas_plugin.errors import CandidateError, OutputError, StudyError
 from qnas_plugin.objectives import Limit
 from qnas_plugin.search import Algorithm, Observation
 from qnas_plugin.space import Candidate, SearchSpace
-from qnas_plugin.storage import errors_of, load_study, lock_file, shown
+from qnas_plugin.storage import errors_of, load_study, lock_file
+from qnas_plugin.storage_url import shown
 
 SCHEMA_VERSION = 1
 What = TypeVar("What")

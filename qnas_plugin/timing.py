@@ -1,7 +1,8 @@
 """The process that times models: ``python -m qnas_plugin.timing FOLDER``, started by ``qnas_plugin.measure``.
 
 It imports numpy, onnxruntime and psutil only, so that it starts fast and nothing else runs in it. In the folder it
-finds ``request.json`` and ``inputs.npz``; it leaves ``times.npz``, or ``error`` with one line.
+finds ``request.json`` and ``inputs.npz``; it leaves ``times.npz``, or ``error`` with one line. A dot on standard output
+says that it still runs.
 """
 
 from __future__ import annotations
@@ -151,6 +152,7 @@ def main(folder: Path) -> int:
                     arena=request.arena,
                     cpus=request.cpus,
                 )
+                _tell()
                 warm_up = 1 if i in loaded else 10
                 arrays[f"{i}.{turn}"], core_share[i, turn] = _undisturbed_turn(
                     model, feed(model, inputs), request, warm_up
@@ -189,17 +191,27 @@ def _turn(
     while runs < 1 or (runs < warm_up and time.perf_counter() - begin < 0.2):
         model.run(None, inputs)
         runs += 1
+    _tell()
     times: list[int] = []
     least = int(request.seconds_per_turn * 1e9)
     on_core = time.thread_time_ns()
-    start = end = time.perf_counter_ns()
+    start = end = told = time.perf_counter_ns()
     while len(times) < request.runs_per_turn or end - start < least:
         before = time.perf_counter_ns()
         model.run(None, inputs)
         end = time.perf_counter_ns()
         times.append(end - before)
+        if end - told > 1e9:
+            _tell()
+            told = end
     share = (time.thread_time_ns() - on_core) / (end - start)
     return np.array(times) / 1e6, min(share, 1.0)
+
+
+def _tell() -> None:
+    """A sign of life for the parent."""
+    sys.stdout.write(".")
+    sys.stdout.flush()
 
 
 def _end_with_parent() -> None:

@@ -9,7 +9,7 @@ import hashlib
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import version
@@ -35,6 +35,7 @@ from qnas_plugin.space import Candidate, Precision
 from qnas_plugin.study import Evaluation
 from qnas_plugin.supernets import Cut
 from qnas_plugin.tasks import Batch, Inputs
+from qnas_plugin.turns import between_measurements
 
 CALIBRATED_KEPT = 2
 """How many subnets with their ranges are kept in memory: neighbours in a search often share one."""
@@ -140,7 +141,7 @@ class Workbench:
     def evaluate(self, job: Job, folder: Path, *, threads: int) -> Evaluation:
         """Builds and measures a candidate: accuracy on the search part, latency, size. The file is left in ``folder``.
 
-        Where the latency is measured, the rest of the work keeps clear of measurements of other processes.
+        All but the measuring keeps clear of measurements of other processes.
 
         Args:
             job: The candidate.
@@ -153,7 +154,7 @@ class Workbench:
         """
         seconds: dict[str, float] = {}
         path = folder / "model.onnx"
-        with measure.between_measurements() if job.latency is None else nullcontext():
+        with between_measurements():
             outline = self.build(job, seconds, threads=threads)
             with _stage("write", seconds):
                 write(path, outline)
@@ -183,7 +184,7 @@ class Workbench:
         if self.reference is not None:
             models.append(folder / "reference.onnx")
             if not models[1].exists():
-                with measure.between_measurements():
+                with between_measurements():
                     write(models[1], self.build(self.reference, threads=threads))
 
         def timed() -> list[measure.Latency]:

@@ -15,27 +15,27 @@ import signal
 import tempfile
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import TypeVar
-from urllib.parse import urlsplit
 
-from distributed import Client, Future, KilledWorker, LocalCluster, Worker, WorkerPlugin, get_worker
+from distributed import Client, Future, KilledWorker, Worker, WorkerPlugin, get_worker
 from distributed.client import FutureCancelledError
-from distributed.comm import CommClosedError
+from distributed.comm import CommClosedError, get_address_host
 from threadpoolctl import threadpool_limits
 
 from qnas_plugin import __version__
+from qnas_plugin._private_transport import private_cluster
 from qnas_plugin.environment import cores, detect
 from qnas_plugin.errors import ClusterError
 from qnas_plugin.hardware import HardwareProfile, is_this_machine
-from qnas_plugin.search import Algorithm
+from qnas_plugin.search import Algorithm, Observation
 from qnas_plugin.space import Candidate
 from qnas_plugin.study import Evaluation, Study, Trial, attempt
 from qnas_plugin.workbench import Job, Workbench
@@ -48,6 +48,9 @@ ALONE_SECONDS = 60
 
 LOOK_SECONDS = 2.0
 """How often a wait looks whether workers are still there."""
+
+AHEAD = 2
+"""Candidates under way for each worker."""
 
 SETUP_SECONDS = 60.0
 """How long a trial waits on its worker for the workbench to be opened there."""
@@ -67,21 +70,16 @@ def connect(count: int | None, address: str | None, sku: str) -> Iterator[Client
 
     Raises:
         ClusterError: The scheduler does not answer, or it has no worker.
+        HardwareError: There is no folder that this user alone can enter, which workers of this machine need.
     """
     logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what goes wrong is raised, or mended by Dask
     if address is None:
-        with _hidden_from_the_terminal():
-            # No memory limit: Dask would pause a worker at 80 % of it, for ever if what it holds is the workbench.
-            started = LocalCluster(
-                n_workers=count,
-                threads_per_worker=1,
-                memory_limit=0,
-                dashboard_address="127.0.0.1:0",  # else a port that is taken is warned of
-                silence_logs=logging.CRITICAL,
-                resources={sku: 1},
-            )
-        with started, Client(started) as client:
-            yield client
+        assert count is not None
+        with ExitStack() as stack:
+            with _hidden_from_the_terminal():
+                # No memory limit: Dask would pause a worker at 80 % of it, for ever if what it holds is the workbench.
+                started = stack.enter_context(private_cluster(count, memory_limit=0, resources={sku: 1}))
+            yield stack.enter_context(Client(started))
         return
     try:
         client = Client(address, timeout=CONNECT_SECONDS)
@@ -110,8 +108,10 @@ def drive(
 ) -> None:
     """Keeps all workers busy, stores and tells each trial as it finishes, until the study has so many trials.
 
-    There is no barrier: a worker that finishes gets the next candidate at once, and one more candidate than there are
-    workers is under way, so that none waits for this process.
+    The algorithm is told of trials in the order in which it was asked for them, and asked for the next candidate each
+    time that it was told of one. So what it proposes does not depend on which worker was faster: where metrics are the
+    same and no worker ends, a seed and a number of workers give the same trials. Twice as many candidates as there are
+    workers are under way, so that a worker rarely waits for a slower one, and never for this process.
 
     Args:
         client: From ``connect``.
@@ -129,7 +129,9 @@ def drive(
     """
     stored = study.trials()
     algorithm.tell([trial.observation for trial in stored])
-    done, exhausted = len(stored), False
+    asked, exhausted = len(stored), False
+    untold: deque[Candidate] = deque()
+    outcomes: dict[str, Observation] = {}
     in_flight: dict[Future, Candidate] = {}
     finished: queue.SimpleQueue[Future] = queue.SimpleQueue()
     place = _Place.of(workbench, profile)
@@ -152,12 +154,17 @@ def drive(
             future.add_done_callback(finished.put)
 
         while True:
-            while not exhausted and done + len(in_flight) < trials and len(in_flight) <= _crowd(client).total():
-                candidate = algorithm.ask([candidate.key for candidate in in_flight.values()])
+            while not exhausted and asked < trials and len(untold) < AHEAD * _workers(client):
+                candidate = algorithm.ask([candidate.key for candidate in untold])
                 if candidate is None:
                     exhausted = True
                 else:
+                    asked += 1
+                    untold.append(candidate)
                     submit(candidate)
+            if untold and untold[0].key in outcomes:
+                algorithm.tell([outcomes.pop(untold.popleft().key)])
+                continue
             if not in_flight:
                 return
             future = _waited(client, partial(_next, finished))
@@ -168,8 +175,7 @@ def drive(
                 submit(candidate)
                 continue
             trial = study.add(candidate, evaluation)
-            done += 1
-            algorithm.tell([trial.observation])
+            outcomes[candidate.key] = trial.observation
             on_trial(trial)
 
 
@@ -212,10 +218,15 @@ def _next(finished: queue.SimpleQueue[Future], seconds: float) -> Future:
         raise TimeoutError from None
 
 
+def _workers(client: Client) -> int:
+    """How many workers there are, or will be again: a process of this machine that ends is replaced."""
+    return _crowd(client).total() if client.cluster is None else len(client.cluster.worker_spec)
+
+
 def _crowd(client: Client) -> Counter[str]:
     """How many workers each host has."""
     try:
-        return Counter(_host(address) for address in client.nthreads())
+        return Counter(map(get_address_host, client.nthreads()))
     except OSError as error:
         raise _gone(client) from error
 
@@ -354,7 +365,9 @@ def _evaluate(name: str, job: Job, crowd: Mapping[str, int]) -> Evaluation:
         raise _NotPlacedError(name)
     if place.refusal is not None:
         raise ClusterError(place.refusal)
-    evaluation: Evaluation = place.evaluate(job, max(1, crowd[_host(worker.address)]), Path(worker.local_directory))
+    evaluation: Evaluation = place.evaluate(
+        job, max(1, crowd[get_address_host(worker.address)]), Path(worker.local_directory)
+    )
     return evaluation
 
 
@@ -387,7 +400,3 @@ def _versions() -> dict[str, str | None]:
         except PackageNotFoundError:
             found[package] = None
     return found
-
-
-def _host(address: str) -> str:
-    return urlsplit(address).hostname or address

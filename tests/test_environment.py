@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil
@@ -90,3 +93,15 @@ def test_environment_is_json_and_names_the_versions() -> None:
     assert block["versions"]["qnas-plugin"] == qnas_plugin.__version__
     assert block["versions"]["onnxruntime"][0].isdigit()
     assert block["machine"]["usable_cpus"] >= 1
+
+
+@pytest.mark.parametrize("ours", [False, True])
+def test_onnxruntime_leaves_nothing_in_the_home_of_a_process_of_ours(ours: bool, tmp_path: Path) -> None:
+    """Without the package it opens a database of events there as it is imported."""
+    home = {"HOME": str(tmp_path), "PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    imports = "qnas_plugin, onnxruntime" if ours else "onnxruntime"
+    subprocess.run([sys.executable, "-c", f"import {imports}"], env=home, check=True, timeout=60)
+    left = [path for path in tmp_path.rglob("*") if path.is_file()]
+    if not ours and not left:
+        pytest.skip("this build of ONNX Runtime has no telemetry")
+    assert bool(left) != ours

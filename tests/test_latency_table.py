@@ -331,3 +331,21 @@ def test_setting_of_takes_lengths_from_the_inputs() -> None:
     assert latency_table.setting_of({"x": np.zeros((2, 3, 9, 9))}, SETTING).resolution == 9
     both = latency_table.setting_of({"x": np.zeros((2, 3, 9, 9)), "ids": np.zeros((2, 7))}, RuntimeSetting())
     assert (both.sequence_length, both.resolution) == (7, 9)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"supernet": "../../x"},
+        {"supernet": "a/b"},
+        {"supernet": ""},
+        {"supernet": "@rows"},
+        {"shape": {"../../x": 1}},
+        {"supernet": "x\n"},
+        {"supernet": ".."},
+    ],
+)
+def test_parse_refuses_names_that_would_lead_out_of_the_folder(changes: dict[str, Any], tmp_path: Path) -> None:
+    record = json.loads(latency_table.dumps(table())) | changes
+    with pytest.raises(LatencyTableError, match="supernet|shape"):
+        latency_table.parse(json.dumps(record).encode(), "table.json")

@@ -26,6 +26,7 @@ from qnas_plugin.measure import latency, scores, size_mb
 from qnas_plugin.metrics import Scorer
 from qnas_plugin.quantize import calibrate
 from qnas_plugin.tasks import Batch
+from qnas_plugin.turns import measuring
 
 SHORT = {"minimum_runs": 6, "minimum_seconds": 0.01, "rounds": 3}
 
@@ -265,11 +266,61 @@ def test_latency_waits_while_another_one_measures(model: Path, inputs: dict[str,
         done.set()
 
     thread = threading.Thread(target=run)
-    with measure._turn(exclusive=True):
+    with measuring():
         thread.start()
         assert not done.wait(1.5)
     thread.join(timeout=20)
     assert done.is_set()
+
+
+@pytest.fixture
+def endless(tmp_path: Path) -> Path:
+    """A model whose loop never ends."""
+    value = helper.make_tensor_value_info
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["go"], ["still"]), helper.make_node("Identity", ["h"], ["h_next"])],
+        "body",
+        [value("i", TensorProto.INT64, []), value("go", TensorProto.BOOL, []), value("h", TensorProto.FLOAT, None)],
+        [value("still", TensorProto.BOOL, []), value("h_next", TensorProto.FLOAT, None)],
+    )
+    graph = helper.make_graph(
+        [helper.make_node("Loop", ["times", "", "x"], ["y"], body=body)],
+        "g",
+        [value("x", TensorProto.FLOAT, ["batch", 4])],
+        [value("y", TensorProto.FLOAT, ["batch", 4])],
+        [numpy_helper.from_array(np.array(2**62), "times")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, str(tmp_path / "endless.onnx"))
+    return tmp_path / "endless.onnx"
+
+
+def test_run_ends_a_model_that_never_ends(endless: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "SILENT_SECONDS", 0.5)
+    batch = Batch({"x": np.ones((1, 4), np.float32)}, np.arange(1))
+    with pytest.raises(MeasurementError, match=r"'endless\.onnx' ran for more than 0\.5 s on one batch"):
+        list(measure.run(endless, [batch], threads=1))
+
+
+def test_latency_ends_a_timing_process_that_is_silent(endless: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "SILENT_SECONDS", 4)
+    with pytest.raises(
+        MeasurementError, match=r"the timing process was silent for 4 s: it is stopped, or a model hangs"
+    ):
+        latency([endless], {"x": np.ones((1, 4), np.float32)}, RuntimeSetting(), **SHORT)
+    assert not [child for child in psutil.Process().children() if "qnas_plugin.timing" in child.cmdline()]
+
+
+def test_a_turn_shows_each_second_that_it_runs(
+    model: Path, inputs: dict[str, np.ndarray], capsys: pytest.CaptureFixture[str]
+) -> None:
+    session = timing.session(model, 1, spinning=True)
+    request = timing.Request(
+        models=[], inputs=["x"], threads=1, spinning=True, arena=True, cpus=[], rounds=1, runs_per_turn=1,
+        seconds_per_turn=1.5, keep_loaded=False,
+    )  # fmt: skip
+    timing._turn(session, timing.feed(session, inputs), request, 1)
+    assert capsys.readouterr().out.startswith("..")
 
 
 def test_timing_imports_none_of_the_heavy_libraries() -> None:

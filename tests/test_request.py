@@ -84,3 +84,10 @@ def test_build_names_what_is_wrong_in_a_file(tmp_path: Path) -> None:
 def test_build_fails_with_unknown_name_error_for_names() -> None:
     with pytest.raises(UnknownNameError):
         TrainRequest.build(GIVEN | {"supernet": "gpt"})
+
+
+def test_varied_says_what_another_search_of_the_request_may_differ_by(tmp_path: Path) -> None:
+    options = {"supernet": "bert", "checkpoint": "c", "task": "text_classification", "data": "d", "out": tmp_path}
+    assert TuneRequest.build(options | {"latency": "table", "workers": 2}).varied == ()
+    measured = TuneRequest.build(options | {"cluster": "tcp://127.0.0.1:8786"}).varied
+    assert [text.split()[0] for text in measured] == ["latencies", "the"]

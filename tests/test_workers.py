@@ -8,26 +8,34 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
+import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
+from urllib.parse import urlsplit
 
 import psutil
 import pytest
-from distributed import Client, Worker, wait
+from distributed import Client, LocalCluster, Worker, wait
 from threadpoolctl import threadpool_info
 
 from qnas_plugin import cluster_latency, workers
 from qnas_plugin.errors import ClusterError, MeasurementError, OutputError
 from qnas_plugin.evaluate import Evaluator
+from qnas_plugin.files import alone_in
 from qnas_plugin.hardware import HardwareProfile, describe, detect
-from qnas_plugin.search import Algorithm, Problem, random
+from qnas_plugin.search import Algorithm, Problem, nsga2, random
 from qnas_plugin.space import Candidate, Precision
 from qnas_plugin.study import Study, Trial
+from qnas_plugin.supernets import Cut
+from qnas_plugin.turns import private_folder
 from qnas_plugin.workbench import Job
 from tests.test_evaluate import make
 
@@ -56,12 +64,13 @@ class Search:
     def __init__(self, evaluator: Evaluator, profile: HardwareProfile, storage: Path) -> None:
         self.evaluator, self.profile, self.storage = evaluator, profile, str(storage)
         self.done: list[Trial] = []
+        self.create = random.create
 
     def job(self, candidate: Candidate) -> Job:
         return replace(self.evaluator.job(candidate), latency=(1.0, 0.0))
 
     def algorithm(self) -> Algorithm:
-        return random.create(Problem(self.evaluator.supernet.space, OBJECTIVES), seed=0, population=5)
+        return self.create(Problem(self.evaluator.supernet.space, OBJECTIVES), seed=0, population=5)
 
     def study(self) -> Study:
         return Study.open(self.storage, self.evaluator.supernet.space, OBJECTIVES, identity={"a": "b"})
@@ -82,6 +91,62 @@ class Search:
 
     def on_trial(self, trial: Trial) -> None:
         self.done.append(trial)
+
+
+def test_nobody_else_reaches_the_workers_of_this_machine(client: Client) -> None:
+    """Another user can open no socket of theirs; what listens on ports is no Dask and shows nothing."""
+    address = client.scheduler.address
+    folder = Path(address.removeprefix("qnas-private://").rpartition(":")[0])
+    assert all(path.stat().st_mode & 0o077 == 0 for path in (folder, folder.parent, *folder.iterdir()))
+    if not os.getuid():
+        code = f"import socket; socket.socket(socket.AF_UNIX).connect({str(next(folder.iterdir()))!r})"
+        tried = subprocess.run(["/usr/bin/env", "python3", "-c", code], user=12345, capture_output=True, text=True)
+        assert "PermissionError" in tried.stderr
+    processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    ports = [
+        connection.laddr.port
+        for process in processes
+        for connection in process.net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    for port in ports:
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            connection.settimeout(0.3)
+            with pytest.raises(TimeoutError):  # one of Dask's begins to talk
+                connection.recv(1)
+        for page in ("/", "/info/main/workers.html", "/json/identity.json", "/api/v1", "/status"):
+            with pytest.raises(urllib.error.HTTPError, match="404"):
+                urllib.request.urlopen(f"http://127.0.0.1:{port}{page}", timeout=5)
+
+
+def test_a_port_without_proof_is_what_dask_opens_by_default() -> None:
+    """What the test above would find: the attack works on Dask's own cluster."""
+    with LocalCluster(n_workers=0, processes=False, protocol="tcp://", dashboard_address="127.0.0.1:0") as cluster:
+        address = cluster.scheduler_address
+        with socket.create_connection(urlsplit(address)[1].split(":")) as connection:
+            assert connection.recv(1)
+        code = f"from distributed import Client; print(Client({address!r}).run_on_scheduler(lambda: 'run as you'))"
+        ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert "run as you" in ran.stdout
+
+
+def test_connect_removes_what_a_killed_driver_left_and_leaves_others_alone(profile: HardwareProfile) -> None:
+    left = Path(tempfile.mkdtemp(dir=private_folder(), prefix="workers-"))
+    (left / "a").touch()
+    alive = Path(tempfile.mkdtemp(dir=private_folder(), prefix="workers-"))
+    with alone_in(alive), workers.connect(1, None, profile.name):
+        assert not left.exists()
+        assert alive.exists()
+    alive.rmdir()
+
+
+def test_connect_says_that_the_name_of_the_folder_is_too_long(
+    tmp_path: Path, profile: HardwareProfile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (long := tmp_path / ("x" * 100)).mkdir(mode=0o700)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(long))
+    with pytest.raises(ClusterError, match="too long for the sockets"), workers.connect(1, None, profile.name):
+        pass
 
 
 @pytest.fixture
@@ -110,6 +175,40 @@ def test_drive_measures_what_one_process_does(client: Client, search: Search, tm
     }
     assert by_key(trials) == alone
     assert search.done == trials
+
+
+def test_drive_proposes_the_same_whichever_worker_is_faster(client: Client, search: Search, tmp_path: Path) -> None:
+    """Two searches that learn after each pair of trials; in one of them each third trial takes longer."""
+    found = []
+    search.create = nsga2.create
+    for number, seconds in enumerate((0.0, 1.5)):
+        job, search.storage = search.job, str(tmp_path / f"{number}.journal")
+
+        def slow(candidate: Candidate, job: Any = job, seconds: float = seconds) -> Job:
+            late = int(candidate.key, 16) % 3 == 0
+            return _Late(**vars(job(candidate)), seconds=seconds if late else 0.0)
+
+        search.job = slow  # type: ignore[method-assign]
+        trials = search.run(client, 14)
+        search.job = job  # type: ignore[method-assign]
+        found.append([trial.candidate.key for trial in trials])
+    assert found[0] != found[1]  # stored as they finished
+    assert sorted(found[0]) == sorted(found[1])
+
+
+@dataclass(frozen=True)
+class _Late(Job):
+    """A candidate whose description takes long to arrive at the worker."""
+
+    seconds: float = 0.0
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _late, (self.candidate, self.cut, self.latency, self.seconds)
+
+
+def _late(candidate: Candidate, cut: Cut, latency: tuple[float, float] | None, seconds: float) -> Job:
+    time.sleep(seconds)
+    return Job(candidate, cut, latency)
 
 
 def test_drive_gives_work_to_every_worker_and_leaves_nothing_there(client: Client, search: Search) -> None:
@@ -285,7 +384,7 @@ def test_drive_refuses_a_worker_with_another_version(
 ) -> None:
     versions = workers._versions()
     monkeypatch.setattr(workers, "_versions", lambda: versions | {package: "9.9"})
-    with pytest.raises(ClusterError, match=rf"the worker tcp://\S+ has {package} \S+, this search 9\.9; install"):
+    with pytest.raises(ClusterError, match=rf"the worker \S+://\S+ has {package} \S+, this search 9\.9; install"):
         search.run(client, 3)
     assert search.done == []
 

@@ -31,6 +31,7 @@ from qnas_plugin.results.member import Result
 from qnas_plugin.tasks import Dataset, Examples, content_key
 from qnas_plugin.tasks._array_inputs import ArrayProcessor
 from qnas_plugin.tasks.arrays import processor
+from qnas_plugin.turns import between_measurements
 
 with warnings.catch_warnings():  # 3.7.1 imports pkg_resources, which warns
     warnings.simplefilter("ignore")
@@ -215,7 +216,8 @@ def _search(
         onnx.save(model.model, str(path))
 
     def judge(file: Path) -> float:
-        accuracy = float(evaluate(onnx.load(file)))
+        with between_measurements():
+            accuracy = float(evaluate(onnx.load(file)))
         if not 0 <= accuracy <= 1:
             raise UsageError(f"eval_func gave {accuracy}; the strategy linas needs an accuracy in [0, 1]")
         return accuracy

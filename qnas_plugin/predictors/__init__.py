@@ -19,6 +19,10 @@ from qnas_plugin import registry
 from qnas_plugin.space import Features, Genes, SearchSpace
 
 FOLDS = 5
+JUDGED = 300
+"""Rows on which predictors and their settings are compared at most: more cost more and hardly change what is best."""
+LEARNED = 1000
+"""Rows that a predictor learns from at most whose cost grows faster than their number."""
 
 
 class Predictor(Protocol):
@@ -101,15 +105,27 @@ def choose(
         rng: Draws the folds.
 
     Returns:
-        The predictor, trained on all rows, and the Kendall tau of its cross-validated predictions; 0 where they or the
-        values are constant.
+        The predictor, trained on all rows, and the Kendall tau of its cross-validated predictions of ``JUDGED`` rows at
+        most; 0 where they or the values are constant.
     """
-    folds = np.array_split(rng.permutation(len(y)), min(FOLDS, len(y)))
-    taus = [_tau(name, X, y, folds) for name in names]
+    rows = few(len(y), JUDGED)
+    folds = np.array_split(rng.permutation(len(rows)), min(FOLDS, len(rows)))
+    taus = [_tau(name, X[rows], y[rows], folds) for name in names]
     best = int(np.argmax(taus))
     predictor: Predictor = registry.load("predictors", names[best]).create()
     predictor.fit(X, y)
     return predictor, taus[best]
+
+
+def few(count: int, most: int) -> npt.NDArray[np.int64]:
+    """Positions of at most so many of ``count`` rows: half of them are the newest, the others are spread over the rest.
+
+    Later trials are nearer to the front, and the earlier ones tell how the rest of the space is.
+    """
+    if count <= most:
+        return np.arange(count)
+    newest = np.arange(count - most // 2, count)
+    return np.concatenate([np.linspace(0, newest[0] - 1, most - len(newest)).astype(np.int64), newest])
 
 
 def _tau(name: str, X: Features, y: npt.NDArray[np.float64], folds: Sequence[npt.NDArray[np.int64]]) -> float:

@@ -64,6 +64,7 @@ def record_of(request: TuneRequest, study: Study, evaluator: Evaluator, profile:
         "schema_version": SCHEMA_VERSION,
         "qnas_plugin": __version__,
         "request": request.model_dump(mode="json"),
+        "varied": list(request.varied),
         "hardware": profile.model_dump(mode="json"),
         "setting": evaluator.setting.model_dump(mode="json"),
         "environment": environment(),

@@ -147,10 +147,17 @@ def baselines(space: SearchSpace) -> Iterator[Genes]:
             yield space.encode(space.corner(size, precision))
 
 
-def measured(problem: Problem, history: Sequence[Observation]) -> tuple[Genes, Sequence[Mapping[str, float]]]:
+def measured(
+    problem: Problem, history: Sequence[Observation], encoded: dict[str, Genes] | None = None
+) -> tuple[Genes, Sequence[Mapping[str, float]]]:
     """Genotypes ``(m, n)`` of the trials that have every metric of the objectives and limits, and what is believed.
 
     The metrics are those of ``qnas_plugin.belief``: accuracies and latencies as all these trials together say.
+
+    Args:
+        problem: What is searched.
+        history: The trials.
+        encoded: Genotypes by key, where they are kept from one call to the next.
     """
     needed = metric_names(problem)
     complete = [
@@ -158,7 +165,11 @@ def measured(problem: Problem, history: Sequence[Observation]) -> tuple[Genes, S
         for observation in history
         if observation.metrics is not None and all(name in observation.metrics for name in needed)
     ]
-    genes = np.array([problem.space.encode(observation.candidate) for observation in complete], dtype=np.int64)
+    encoded = {} if encoded is None else encoded
+    for candidate in (observation.candidate for observation in complete):
+        if candidate.key not in encoded:
+            encoded[candidate.key] = problem.space.encode(candidate)
+    genes = np.array([encoded[observation.candidate.key] for observation in complete], dtype=np.int64)
     return genes.reshape(-1, len(problem.space)), believed(complete).metrics
 
 

@@ -45,10 +45,11 @@ def create(problem: Problem, *, seed: int, population: int) -> Algorithm:
     the predictions, and measures what adds most to the hypervolume of the trials.
     """
     space = problem.space
+    encoded: dict[str, Genes] = {}
 
     def rank(generation: int, history: Sequence[Observation]) -> Iterator[Genes]:
         rng = np.random.default_rng([seed, generation])
-        genes, metrics = measured(problem, history)
+        genes, metrics = measured(problem, history, encoded)
         if len(genes) < 3 or len(history) < START:
             yield from stratified_start(space, np.random.default_rng(seed))
             return

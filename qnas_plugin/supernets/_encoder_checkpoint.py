@@ -45,7 +45,7 @@ def load_encoder(
     family = next(layout.family for _, layout in layouts.values())
     record = read_record(checkpoint, family)
     folder = Path(checkpoint)
-    options: dict[str, Any] = {"attn_implementation": "eager"}
+    options: dict[str, Any] = {"attn_implementation": "eager", "trust_remote_code": False}
     if label_names is not None and record is None:
         options |= {
             "num_labels": len(label_names),
@@ -55,7 +55,7 @@ def load_encoder(
         }
     try:
         with quiet_transformers(), seeded(0):
-            config = config_class.from_pretrained(checkpoint)
+            config = config_class.from_pretrained(checkpoint, trust_remote_code=False)
             known = [name for name in (config.model_type, *(config.architectures or ())) if name in layouts]
             if not known:
                 raise CheckpointError(

@@ -98,7 +98,7 @@ def image_size(checkpoint: str) -> int | None:
     from transformers import AutoImageProcessor
 
     try:
-        processor = AutoImageProcessor.from_pretrained(checkpoint, use_fast=False)
+        processor = AutoImageProcessor.from_pretrained(checkpoint, use_fast=False, trust_remote_code=False)
     except (OSError, ValueError, TypeError, KeyError, ImportError):
         return None
     cropped = getattr(processor, "do_center_crop", False)

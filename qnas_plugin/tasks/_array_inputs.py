@@ -14,12 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from qnas_plugin import timing
+from qnas_plugin import beside, timing
 from qnas_plugin.errors import CheckpointError, DataError, UsageError, door
 from qnas_plugin.tasks import Batch, Inputs
-
-BESIDE = ("*.json", "*.txt", "*.model", "*.jinja")
-"""What is copied from beside the input model: configuration, tokenizer and processor files, dictionaries."""
 
 Example = Mapping[str, npt.NDArray[Any]]
 
@@ -144,11 +141,10 @@ class ArrayProcessor:
         return {name: np.concatenate([array] * batch_size) for name, array in arrays.items()} if together else arrays
 
     def save(self, folder: Path) -> None:
-        """Copies what stands beside the model."""
+        """Copies what belongs to the model from beside it."""
         folder.mkdir(parents=True, exist_ok=True)
-        for pattern in BESIDE:
-            for path in sorted(self.model.parent.glob(pattern)):
-                shutil.copyfile(path, folder / path.name)
+        for path in beside.files(self.model.parent):
+            shutil.copyfile(path, folder / path.name)
 
     def _inputs(self, example: Example) -> tuple[dict[str, npt.NDArray[Any]], bool]:
         """An example as one run gets it, and whether it may be put together with others."""

@@ -86,7 +86,9 @@ def processor(checkpoint: str, *, max_length: int | None = None) -> ImageProcess
 
     try:
         # The fast processors of transformers 4.57 need torchvision.
-        loaded = AutoImageProcessor.from_pretrained(checkpoint_folder(checkpoint), use_fast=False)
+        loaded = AutoImageProcessor.from_pretrained(
+            checkpoint_folder(checkpoint), use_fast=False, trust_remote_code=False
+        )
     except (OSError, ValueError, TypeError, KeyError, ImportError) as error:
         raise CheckpointError(
             f"no usable image processor in '{checkpoint}': {reason(error)}; save one there as preprocessor_config.json "

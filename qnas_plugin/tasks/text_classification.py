@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from qnas_plugin.beside import check_tokenizer
 from qnas_plugin.errors import CheckpointError, DataError, UsageError
 from qnas_plugin.tasks import (
     SPLITS,
@@ -85,11 +86,12 @@ def processor(checkpoint: str, *, max_length: int | None = None) -> TextProcesso
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint_folder(checkpoint))
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint_folder(checkpoint), trust_remote_code=False)
     except Exception as error:  # tokenizers 0.22 raises a bare Exception for a malformed tokenizer.json
         raise CheckpointError(
             f"no usable tokenizer in '{checkpoint}': {reason(error)}; save one there with tokenizer.save_pretrained"
         ) from error
+    check_tokenizer(checkpoint_folder(checkpoint))
     if tokenizer.pad_token is None:
         raise CheckpointError(f"the tokenizer of '{checkpoint}' has no padding token; set pad_token and save it again")
     shortest, longest = tokenizer.num_special_tokens_to_add(pair=True) + 2, tokenizer.model_max_length
@@ -275,7 +277,7 @@ def _download(data: str) -> dict[str, Table]:
             f"no file or folder '{data}'; to take it as a Hugging Face data set: pip install 'qnas-plugin[datasets]'"
         ) from error
     try:
-        splits = datasets.load_dataset(name, *config)
+        splits = datasets.load_dataset(name, *config, trust_remote_code=False)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise DataError(
             f"no file or folder '{data}', and as a Hugging Face data set (name/config or owner/name/config) it cannot "

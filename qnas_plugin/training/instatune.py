@@ -16,7 +16,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -30,6 +30,7 @@ from qnas_plugin.errors import CheckpointError, OutputError, UsageError
 from qnas_plugin.space import Precision
 from qnas_plugin.supernets import Cut, Supernet
 from qnas_plugin.tasks import Batch, Dataset, Examples, OnAccess, Processor
+from qnas_plugin.turns import between_measurements
 
 RESUME_FILE = "training.pt"
 IMAGES = "pixel_values"
@@ -153,9 +154,10 @@ def train(
                 batch = batches[(number * size + rank) % len(batches)]
                 torch.manual_seed((settings.seed * total + done) * size + rank)
                 cuts = _subnets(supernet, settings, done, total)
-                loss = _step(supernet, model, teacher, accelerator, batch, dataset.train.labels, settings, cuts)
-                accelerator.clip_grad_norm_(model.parameters(), 1.0)
-                optimizer.step()
+                with between_measurements() if size == 1 else nullcontext():  # several would wait for each other
+                    loss = _step(supernet, model, teacher, accelerator, batch, dataset.train.labels, settings, cuts)
+                    accelerator.clip_grad_norm_(model.parameters(), 1.0)
+                    optimizer.step()
                 schedule.step()
                 optimizer.zero_grad()
                 done += 1
@@ -210,7 +212,8 @@ def accuracy(
     supernet.model.eval()
     right = 0
     for batch in processor.batches(examples.inputs, 64):
-        logits = supernet.model(**_tensors(batch, torch.device("cpu"))).logits
+        with between_measurements():
+            logits = supernet.model(**_tensors(batch, torch.device("cpu"))).logits
         right += int((logits.argmax(-1).numpy() == examples.labels[batch.positions]).sum())
     for name, buffer in supernet.model.named_buffers():
         buffer.copy_(before[name])
