@@ -11,7 +11,7 @@ from qnas_plugin import hardware, registry
 from qnas_plugin.files import make_folder
 from qnas_plugin.request import TrainRequest
 from qnas_plugin.space import Precision
-from qnas_plugin.supernets import Elastic, check_labels
+from qnas_plugin.supernets import Elastic, check_labels, check_trained
 from qnas_plugin.training import instatune
 
 
@@ -40,6 +40,7 @@ def train(
     teacher = None
     if request.teacher is not None:
         teacher = family.load(request.teacher)
+        check_trained(teacher, request.teacher)
         check_labels(teacher, dataset.label_names, request.data)
     bfloat16 = request.arithmetic == "bf16" or (
         request.arithmetic == "auto" and not {"avx512_bf16", "amx_bf16"}.isdisjoint(hardware.detect().isa)
@@ -47,6 +48,8 @@ def train(
     names = {field.name for field in fields(instatune.Settings)} & set(type(request).model_fields)
     settings = instatune.Settings(bfloat16=bfloat16, **request.model_dump(include=names))
 
+    if supernet.new_head:
+        on_stage(f"The head is new, the checkpoint has none for these classes: {', '.join(supernet.new_head)}")
     start = "from the checkpoint's weights" if supernet.pretrained else "from random weights"
     on_stage(f"Training on {len(dataset.train)} examples in {'bfloat16' if bfloat16 else 'float32'}, {start}")
     began = time.monotonic()

@@ -13,7 +13,7 @@ import numpy as np
 
 from qnas_plugin import hardware, latency_table, registry, tasks
 from qnas_plugin.commands.stored import study_in
-from qnas_plugin.errors import CheckpointError, HardwareError, LatencyTableError, StudyError
+from qnas_plugin.errors import HardwareError, LatencyTableError, StudyError
 from qnas_plugin.evaluate import Evaluator
 from qnas_plugin.files import alone_in, make_folder
 from qnas_plugin.latency_table import Estimator
@@ -27,7 +27,7 @@ from qnas_plugin.results.write import write_result
 from qnas_plugin.search import Algorithm, ExactMetric, Problem
 from qnas_plugin.space import Candidate, Precision
 from qnas_plugin.study import Evaluation, Study, Trial, drive
-from qnas_plugin.supernets import Network, Supernet, check_labels
+from qnas_plugin.supernets import Network, Supernet, check_labels, check_trained
 
 BASELINES: Mapping[str, tuple[Any, Precision]] = {
     "largest-fp32": ("largest", Precision.FP32),
@@ -167,10 +167,7 @@ def load_network(request: TuneRequest) -> Any:
     supernet: Supernet = registry.load("supernets", request.supernet).load(
         request.checkpoint, precisions=request.precisions
     )
-    if not supernet.pretrained:
-        raise CheckpointError(
-            f"{request.checkpoint} has a configuration but no weights; train it first with: qnas train"
-        )
+    check_trained(supernet, request.source)
     return supernet
 
 
