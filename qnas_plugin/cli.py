@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -437,11 +442,20 @@ def _numbers(name: str, text: str | None) -> tuple[float, ...] | None:
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line; each expected error is one line on standard error and a non-zero exit code."""
     try:
-        app(arguments)
+        with _stopped_by_signals():
+            app(arguments)
     except UsageError as error:
         _fail(str(error), EXIT_USAGE)
     except QnasError as error:
         _fail(str(error), EXIT_ERROR)
+    except OSError as error:  # wherever it happens, also in files that others write for us
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = f" at {error.filename}" if error.filename else ""
+        _fail(
+            f"the disk is full{where}; make room (TMPDIR is for temporary files), the same command continues",
+            EXIT_ERROR,
+        )
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package in ("", "qnas_plugin"):
@@ -454,6 +468,23 @@ def main(arguments: list[str] | None = None) -> None:
         if isinstance(stop, SystemExit) and stop.code != EXIT_INTERRUPTED:
             raise
         _fail("stopped; what was finished is kept, the same command continues", EXIT_INTERRUPTED)
+
+
+@contextmanager
+def _stopped_by_signals() -> Iterator[None]:
+    """Makes SIGTERM, and a terminal that is closed, end a command as Ctrl-C does: cleaned up, and with one line."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    for number, handler in before.items():
+        if handler is signal.SIG_DFL:  # what nohup ignores stays ignored
+            signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _fail(message: str, code: int) -> None:

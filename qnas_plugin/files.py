@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from qnas_plugin.errors import OutputError
+from qnas_plugin.locks import part_of, remove_left
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -25,21 +24,22 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 def write_parts(path: Path, parts: Iterable[bytes | memoryview]) -> None:
     """Writes the pieces of a file; see ``write_bytes``."""
-    temporary: str | None = None
+    temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        remove_left(path.parent)
+        descriptor, temporary = part_of(path)
         with os.fdopen(descriptor, "wb") as file:
             file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).chmod(0o666 & ~_umask())
-        Path(temporary).replace(path)
+            temporary.chmod(0o666 & ~_umask())
+            temporary.replace(path)
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, record: dict[str, Any]) -> None:
@@ -63,25 +63,6 @@ def make_folder(folder: Path) -> None:
             pass
     except OSError as error:
         raise OutputError(f"cannot write to the folder {folder}: {error.strerror}; give another --out") from None
-
-
-@contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Keeps other runs out of an output folder; ends with the process, however it ends.
-
-    Raises:
-        OutputError: Another process is at it.
-    """
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError:
-        raise OutputError(
-            f"another process is writing to {folder}; wait until it ends, or give another --out"
-        ) from None
-    finally:
-        os.close(descriptor)
 
 
 def _umask() -> int:

@@ -22,6 +22,7 @@ from qnas_plugin import timing
 from qnas_plugin.environment import cores
 from qnas_plugin.errors import HardwareError, MeasurementError
 from qnas_plugin.hardware import RuntimeSetting
+from qnas_plugin.locks import scratch
 from qnas_plugin.metrics import Outputs, Scored, Scorer
 from qnas_plugin.outline import Outline
 from qnas_plugin.tasks import Batch, Inputs
@@ -161,8 +162,7 @@ def latency(
     if not models:
         return []
     assert min(minimum_runs, rounds) >= 1
-    with tempfile.TemporaryDirectory(prefix="qnas-") as name, _turn(exclusive=True):
-        folder = Path(name)
+    with scratch() as folder, _turn(exclusive=True):
         np.savez(folder / "inputs.npz", *inputs.values())
         timing.Request(
             models=tuple(str(model.absolute()) for model in models),

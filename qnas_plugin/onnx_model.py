@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from google.protobuf.message import DecodeError, EncodeError  # type: ignore[imp
 from qnas_plugin import timing
 from qnas_plugin._quantizer import WEIGHT_INPUT
 from qnas_plugin.errors import CheckpointError, UsageError
+from qnas_plugin.locks import scratch
 from qnas_plugin.materialize import Graph
 from qnas_plugin.outline import Outline
 from qnas_plugin.precision import DEFAULT, Precisions
@@ -219,8 +219,8 @@ def _plain(original: onnx.ModelProto, file: Path) -> onnx.ModelProto:
                 f"'{file}' has ONNX opset {opset} and cannot be brought to {_OPSET}: {timing.reason(error)}; "
                 f"export it with {_OPSET} or later"
             ) from error
-    with tempfile.TemporaryDirectory(prefix="qnas-") as folder:
-        source = Path(folder) / "whole.onnx"  # with the weights that stand beside the file
+    with scratch() as folder:
+        source = folder / "whole.onnx"  # with the weights that stand beside the file
         onnx.save(model, str(source))
         options = ort.SessionOptions()
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC

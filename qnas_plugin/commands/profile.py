@@ -7,7 +7,6 @@ longer one adds to it.
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from qnas_plugin.hardware import HardwareProfile, RuntimeSetting
 from qnas_plugin.isolate import build, isolate
 from qnas_plugin.latency_fit import Fit, Floats, design, errors, fit
 from qnas_plugin.latency_table import Fidelity, LatencyTable, Row, setting_of, table_name, write
+from qnas_plugin.locks import scratch
 from qnas_plugin.materialize import Graph, export
 from qnas_plugin.measured import Measured, Networks, Purpose, append, joined, resume, steady
 from qnas_plugin.request import ProfileRequest, parse_duration
@@ -155,11 +155,11 @@ class Bench:
     def alone(self) -> dict[str, Any]:
         """The line of the parts timed alone."""
         parts = _decomposition(self.supernet, "linear")
-        with tempfile.TemporaryDirectory(prefix="qnas-") as name:
+        with scratch() as folder:
             paths: dict[str, Path] = {}
             inputs: dict[str, npt.NDArray[Any]] = {}
-            for part in isolate(self.graph, self.supernet, parts, self.inputs, Path(name)):
-                path = paths[str(part.key)] = Path(name) / f"{len(paths)}.onnx"
+            for part in isolate(self.graph, self.supernet, parts, self.inputs, folder):
+                path = paths[str(part.key)] = folder / f"{len(paths)}.onnx"
                 path.write_bytes(part.model.SerializeToString())
                 inputs |= part.inputs
             latencies = measure.latency(
@@ -215,8 +215,8 @@ class Bench:
         counts = fine.counts(np.array([genes for _, genes in batch]))
         typical = counts @ [alone[str(key)] for key in fine.keys] / 1e3
         a_round = float(np.maximum((RUNS + 1) * typical, TURN + typical).sum())
-        with tempfile.TemporaryDirectory(prefix="qnas-") as name:
-            paths = [Path(name) / f"{i}.onnx" for i in range(len(batch))]
+        with scratch() as folder:
+            paths = [folder / f"{i}.onnx" for i in range(len(batch))]
             for path, (_, genes) in zip(paths, batch, strict=True):
                 path.write_bytes(build(self.graph, self.supernet, space.decode(genes)).SerializeToString())
             left = seconds - 1.5 * (time.monotonic() - began)  # loading takes about half as long as building

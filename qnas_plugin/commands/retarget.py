@@ -6,7 +6,6 @@ table. Nothing is measured unless some evaluations are allowed, which go where p
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from qnas_plugin.evaluate import Evaluator
 from qnas_plugin.files import make_folder, write_json
 from qnas_plugin.hardware import detect, load_profile, match
 from qnas_plugin.latency_table import Estimator
+from qnas_plugin.locks import scratch
 from qnas_plugin.objectives import losses, non_dominated
 from qnas_plugin.request import TuneRequest
 from qnas_plugin.results.write import witness_record
@@ -236,10 +236,10 @@ class _Known:
     def evaluate(self, evaluator: Evaluator, candidates: Sequence[Candidate]) -> int:
         """Measures the accuracy of candidates and takes it; how many could not be measured."""
         failed = 0
-        with tempfile.TemporaryDirectory(prefix="qnas-") as folder:
+        with scratch() as folder:
             for candidate in candidates:
                 try:
-                    self._add(candidate, evaluator.accuracy(candidate, Path(folder)))
+                    self._add(candidate, evaluator.accuracy(candidate, folder))
                 except CandidateError:
                     failed += 1
         return failed

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,8 +14,9 @@ from qnas_plugin import hardware, latency_table, registry, tasks
 from qnas_plugin.commands.stored import study_in
 from qnas_plugin.errors import HardwareError, LatencyTableError, StudyError
 from qnas_plugin.evaluate import Evaluator
-from qnas_plugin.files import alone_in, make_folder
+from qnas_plugin.files import make_folder
 from qnas_plugin.latency_table import Estimator
+from qnas_plugin.locks import alone_in, scratch
 from qnas_plugin.measure import Latency
 from qnas_plugin.metrics import load as load_metric
 from qnas_plugin.objectives import hypervolume, losses, signs
@@ -328,10 +328,10 @@ def _search(
                 on_trial=report,
             )
     else:
-        with tempfile.TemporaryDirectory(prefix="qnas-") as folder:
+        with scratch() as folder:
 
             def evaluate(candidate: Candidate) -> Evaluation:
-                return evaluator.evaluate(candidate, Path(folder))
+                return evaluator.evaluate(candidate, folder)
 
             drive(study, algorithm, evaluate, trials=request.trials, on_trial=report)
     if not any(trial.state == "complete" for trial in trials):
