@@ -67,6 +67,9 @@ InsistOption = Annotated[
         "--insist", help="Use or make a latency table although it is of other hardware or settings; results say so."
     ),
 ]
+OverwriteOption = Annotated[
+    bool, typer.Option("--overwrite", help="Replace what another run left in --out; what this one reads is never.")
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -267,6 +270,7 @@ def profile(
         typer.Option(help="Only merge two tables of one SKU into --out.", metavar="TABLE TABLE"),
     ] = None,
     plot: Annotated[Path | None, _option("Only draw a table: its test and its rows.", None, "TABLE")] = None,
+    overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Make the latency table of a supernet on this machine, with its own tested error in it.
@@ -283,13 +287,13 @@ def profile(
     if name is not None and not detect:
         raise UsageError("--name is for --detect")
     if detect:
-        return console.detecting(name, out)
+        return console.detecting(name, out, overwrite)
     if compare:
         return console.comparing(*compare)
     if plot:
         return console.plotting(plot, out)
     if merge:
-        return console.merging(*merge, out)
+        return console.merging(*merge, out, overwrite)
     from qnas_plugin.request import ProfileRequest
 
     options = {
@@ -304,6 +308,7 @@ def profile(
         "out": out,
         "seed": seed,
         "insist": insist,
+        "overwrite": overwrite,
     }
     table = console.profiling(ProfileRequest.build(options))
     if as_json:

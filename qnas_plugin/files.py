@@ -51,6 +51,16 @@ def write_json(path: Path, record: dict[str, Any]) -> None:
     write_bytes(path, (json.dumps(record, indent=2, sort_keys=True, allow_nan=False) + "\n").encode())
 
 
+def refuse_existing(path: Path, overwrite: bool) -> None:
+    """Keeps a file that another run wrote, unless it is meant.
+
+    Raises:
+        OutputError: It is there.
+    """
+    if path.exists() and not overwrite:
+        raise OutputError(f"{path} exists already; give another --out, or --overwrite to replace it")
+
+
 def make_folder(folder: Path) -> None:
     """Makes the output folder.
 

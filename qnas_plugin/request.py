@@ -131,6 +131,7 @@ class ProfileRequest(Options):
         out: The folder of latency tables; the default is the user's own.
         seed: Of the choice of networks.
         insist: Whether to make a table on a machine that is not the named SKU; the table says so.
+        overwrite: Whether to replace a table that other measurements made.
     """
 
     supernet: str
@@ -144,6 +145,7 @@ class ProfileRequest(Options):
     out: Path = Field(default_factory=lambda: user_folder("latency_tables"))
     seed: int = Field(0, ge=0)
     insist: bool = False
+    overwrite: bool = False
 
     @field_validator("supernet")
     @classmethod
