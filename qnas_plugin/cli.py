@@ -119,6 +119,7 @@ def train(
     search_samples: SearchOption = None,
     selection_samples: SelectionOption = None,
     seed: SeedOption = None,
+    overwrite: OverwriteOption = False,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -128,7 +129,7 @@ def train(
     "accelerate launch -m qnas_plugin" in place of "qnas".
     """
     options = {name: value for name, value in locals().items() if name not in ("config", "as_json")}
-    options["augment"] = augment or None
+    options["augment"], options["overwrite"] = augment or None, overwrite or None
     for name in ("depth", "heads", "ffn", "kernel", "expand", "width"):
         options[name] = _numbers(name, options[name])
     from qnas_plugin.console import training

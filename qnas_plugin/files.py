@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from qnas_plugin.errors import OutputError
 from qnas_plugin.locks import part_of, remove_left
@@ -24,13 +25,24 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 def write_parts(path: Path, parts: Iterable[bytes | memoryview]) -> None:
     """Writes the pieces of a file; see ``write_bytes``."""
+    with whole_file(path) as file:
+        file.writelines(parts)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write to, which becomes the one of that name when the context ends without an error.
+
+    Raises:
+        OutputError: The folder cannot be made or written, or the disk is full.
+    """
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_left(path.parent)
         descriptor, temporary = part_of(path)
         with os.fdopen(descriptor, "wb") as file:
-            file.writelines(parts)
+            yield file
             file.flush()
             os.fsync(file.fileno())
             temporary.chmod(0o666 & ~_umask())

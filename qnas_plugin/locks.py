@@ -43,14 +43,17 @@ def alone_in(place: Path) -> Iterator[None]:
 
 
 @contextmanager
-def scratch() -> Iterator[Path]:
+def scratch(within: Path | None = None) -> Iterator[Path]:
     """A temporary folder that ends with the context; where a process was killed inside, the next one removes it.
+
+    Args:
+        within: The folder that it is made in; None is the system's for temporary files.
 
     Raises:
         OutputError: There is no place for it.
     """
     try:
-        parent = Path(tempfile.gettempdir())
+        parent = Path(tempfile.gettempdir()) if within is None else within
         remove_left(parent)
         folder, descriptor = _scratch_in(parent)
     except OSError as error:

@@ -96,6 +96,7 @@ class TrainRequest(Request):
         depth, heads, ffn, kernel, expand, width: Choices of the elastic dimensions; empty ones are the family's own.
         teacher: A checkpoint of the same architecture, fine-tuned on the same classes.
         arithmetic: ``auto`` is bfloat16 where the CPU multiplies it in hardware, else float32.
+        overwrite: Whether to replace a model that another training left in ``out``.
     """
 
     supernet: str
@@ -117,6 +118,7 @@ class TrainRequest(Request):
     teacher: str | None = None
     augment: bool = False
     arithmetic: Literal["auto", "bf16", "fp32"] = "auto"
+    overwrite: bool = False
 
 
 class ProfileRequest(Options):
