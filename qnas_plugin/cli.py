@@ -207,6 +207,7 @@ def tune(
     trials: Annotated[Count, _option("Candidates to evaluate, those of a stopped run included.", 250)] = None,
     population: Annotated[Count, _option("Candidates of a generation; linas learns anew ten times in it.", 50)] = None,
     storage: Annotated[Text, _option("Optuna storage URL.", "OUT/study.journal")] = None,
+    study_name: Annotated[Text, _option("Name of the study in a storage of several.", "the folder's")] = None,
     workers: Annotated[Count, _option("Processes of this machine that evaluate.", "this one alone")] = None,
     cluster: Annotated[
         Text, _option("Dask scheduler whose workers evaluate, like tcp://host:8786.", None, "ADDRESS")
@@ -363,11 +364,15 @@ def export(
     precision: Annotated[
         Text, _option("searched, int8 or fp32; the last two set all groups alike.", "searched")
     ] = None,
+    overwrite: OverwriteOption = False,
 ) -> None:
-    """Write one candidate of a study's supernet as ONNX; the same bytes each time."""
+    """Write one candidate of a study's supernet as ONNX, on any machine; the same bytes each time.
+
+    Refused where the checkpoint, the tokenizer or the data have changed since the study.
+    """
     from qnas_plugin.console import exporting
 
-    exporting(study, out, key, candidate, precision or "searched")
+    exporting(study, out, key=key, candidate=candidate, precision=precision or "searched", overwrite=overwrite)
 
 
 @app.command("olive-config")

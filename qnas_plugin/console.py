@@ -223,12 +223,11 @@ def retargeting(study: Path, hardware: str, *, out: Path | None, **options: Any)
     return result
 
 
-def exporting(study: Path, out: Path, key: str | None, candidate: Path | None, precision: str) -> None:
+def exporting(study: Path, out: Path, **options: Any) -> None:
     """Writes one candidate and says where it is."""
     from qnas_plugin.commands.export import export
 
-    written = export(study, out, key=key, candidate=candidate, precision=precision)
-    console.print(f"Wrote {written.key} to {out / 'model.onnx'}")
+    export(study, out, on_stage=console.print, **options)
 
 
 def olive_configuring(request: TuneRequest) -> None:

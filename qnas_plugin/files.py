@@ -73,6 +73,25 @@ def refuse_existing(path: Path, overwrite: bool) -> None:
         raise OutputError(f"{path} exists already; give another --out, or --overwrite to replace it")
 
 
+def move_files(source: Path, target: Path, *, last: str) -> None:
+    """Moves the files of one folder to another of the same file system, replacing those of their names.
+
+    Args:
+        source: Where they are.
+        target: Where they go.
+        last: The file that says that the others are there.
+
+    Raises:
+        OSError: One cannot be moved.
+    """
+    for path in sorted(source.iterdir(), key=lambda path: (path.name == last, path.name)):
+        if path.is_dir():
+            (target / path.name).mkdir(exist_ok=True)
+            move_files(path, target / path.name, last=last)
+        else:
+            path.replace(target / path.name)
+
+
 def make_folder(folder: Path) -> None:
     """Makes the output folder.
 

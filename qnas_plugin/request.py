@@ -189,6 +189,7 @@ class TuneRequest(Request):
         trials: Candidates to evaluate in all, those of an earlier, stopped run included.
         population: Candidates of a generation; LINAS learns anew ten times in it.
         storage: An Optuna storage URL; None is the journal file in ``out``.
+        study_name: The study's name in a storage of several; None is that of the folder, when it was begun.
         workers: Processes of this machine that evaluate; None evaluates in this one.
         cluster: The address of a Dask scheduler whose workers evaluate, instead.
     """
@@ -217,6 +218,7 @@ class TuneRequest(Request):
     trials: int = Field(250, ge=1)
     population: int = Field(50, ge=4)
     storage: str | None = None
+    study_name: str | None = None
     workers: int | None = Field(None, ge=1)
     cluster: str | None = Field(None, pattern=r"^[a-z]+://.+$")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -215,6 +216,21 @@ def test_tune_goes_on_where_it_was(
     assert json.loads(captured.out)["trials"]["failed"] == 0
     assert "8 trials are stored already" in captured.err
     assert (tuned / "study.journal").read_bytes().startswith(before)
+
+
+def test_tune_refuses_to_mix_latencies_of_two_runtimes(
+    tuned: Path,
+    supernet: Path,
+    sentences: Path,
+    hardware: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    before = (tuned / "study.journal").read_bytes()
+    monkeypatch.setattr("qnas_plugin.commands.tune.version", lambda package: "1.0")
+    assert run(*tune_arguments(supernet, sentences, hardware, tuned), "--trials", "99") == 1
+    assert re.search(r"has onnxruntime \d.*, this run has onnxruntime 1\.0; use another", capsys.readouterr().err)
+    assert (tuned / "study.journal").read_bytes() == before
 
 
 def test_tune_compares_with_baselines_that_the_algorithm_did_not_ask_for(

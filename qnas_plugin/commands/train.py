@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 
 from qnas_plugin import hardware, registry
 from qnas_plugin.errors import CheckpointError, OutputError, UsageError
-from qnas_plugin.files import make_folder
+from qnas_plugin.files import make_folder, move_files
 from qnas_plugin.locks import alone_in, scratch
 from qnas_plugin.request import TrainRequest
 from qnas_plugin.space import Precision
@@ -198,8 +198,7 @@ def _save(supernet: Supernet, processor: Processor, out: Path) -> None:
         with scratch(out) as folder:
             supernet.save(folder)
             processor.save(folder)
-            for path in sorted(folder.iterdir(), key=lambda path: (path.name == SUPERNET_FILE, path.name)):
-                path.replace(out / path.name)
+            move_files(folder, out, last=SUPERNET_FILE)
     except (OSError, RuntimeError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise OutputError(

@@ -23,6 +23,9 @@ from qnas_plugin.workbench import CORE_SHARE
 SCHEMA_VERSION = 2
 """Of ``pareto.json``. 2 has ``selection``, ``limit``, ``witness`` and ``dominated``; readers of 1 find all it had."""
 
+CANDIDATE_FILE = "candidate.json"
+"""Stands in each folder of a candidate that we wrote."""
+
 PARTS = ("train", "calibration", "search", "selection", "report")
 
 
@@ -47,7 +50,7 @@ def write_candidate(evaluator: Evaluator, candidate: Candidate, folder: Path) ->
     except OSError as error:
         raise OutputError(f"cannot write {folder}: {error.strerror or error}") from error
     write_json(
-        folder / "candidate.json",
+        folder / CANDIDATE_FILE,
         {"schema_version": 1, "key": candidate.key, "candidate": dict(candidate)},
     )
 
@@ -67,6 +70,7 @@ def record_of(request: TuneRequest, study: Study, evaluator: Evaluator, profile:
         "hardware": profile.model_dump(mode="json"),
         "setting": evaluator.setting.model_dump(mode="json"),
         "environment": environment(),
+        "identity": study.identity,
         "data": {
             "source": dataset.source,
             "fingerprint": dataset.fingerprint,

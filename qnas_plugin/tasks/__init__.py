@@ -155,7 +155,7 @@ def encoding(processor: Processor, dataset: Dataset) -> str:
     """
     digest = hashlib.sha256()
     for inputs in (dataset.calibration.inputs, dataset.search.inputs[:ENCODED]):
-        for batch in processor.batches(inputs, 32):
+        for batch in processor.batches(inputs, 32) if len(inputs) else ():
             for name, array in sorted(batch.inputs.items()):
                 whole = np.round(array, 2) + 0.0 if array.dtype.kind == "f" else array
                 digest.update(f"{name} {array.dtype.str} {array.shape} ".encode())

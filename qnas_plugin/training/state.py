@@ -38,7 +38,7 @@ def identity(
     """
     return dict(settings) | {
         "dataset": dataset.fingerprint,
-        "inputs": encoding(processor, dataset),
+        "processor": encoding(processor, dataset),
         "space": supernet.space.fingerprint,
         "start": supernet.fingerprint,
         "processes": processes,
@@ -52,7 +52,7 @@ def differing(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     def same(name: str) -> bool:
         if name == "teacher" and isinstance(stored.get(name), bool):  # older versions: whether there is one
             return bool(stored[name]) == (now[name] is not None)
-        return stored.get(name) == now[name] or (name in ("start", "inputs") and name not in stored)
+        return stored.get(name) == now[name] or (name in ("start", "processor") and name not in stored)
 
     return sorted(name for name in now if not same(name))
 

@@ -64,7 +64,7 @@ def test_the_same_finished_command_says_so_and_another_one_is_refused(
     shutil.copytree(bert_checkpoint, tmp_path / "start")
     for options, what in (
         ({"learning_rate": 1e-3}, "learning_rate"),
-        ({"max_length": 5}, "inputs"),
+        ({"max_length": 5}, "processor"),
         ({"teacher": str(bert_checkpoint)}, "teacher"),
         ({"checkpoint": str(_scaled(tmp_path / "start"))}, "start"),
     ):
@@ -163,7 +163,7 @@ def test_a_state_is_of_one_start_and_teacher_and_older_ones_still_continue(
             train(changed(request_, **{"teacher": str(bert_checkpoint)} | options if options else {}))
     path = request_.out / RESUME_FILE
     state = torch.load(path, weights_only=True)
-    del state["identity"]["start"], state["identity"]["inputs"]
+    del state["identity"]["start"], state["identity"]["processor"]
     state["identity"]["teacher"] = True
     torch.save(state, path)
     steps: list[instatune.Step] = []
