@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,9 +31,16 @@ PARTS = ("train", "calibration", "search", "selection", "report")
 
 
 def write_result(result: Result, trials: Sequence[Trial], out: Path) -> None:
-    """Writes ``pareto.json`` and ``report.html``."""
+    """Writes ``pareto.json`` and ``report.html``, then removes the folders of an earlier verification.
+
+    Killed at any moment, it leaves a ``pareto.json`` whose members are all there.
+    """
     write_json(out / "pareto.json", dict(result.record))
     write_bytes(out / "report.html", render(result.record, trials).encode())
+    named = {out / member.folder for member in (*result.members, *result.baselines)}
+    for path in [*out.glob("pareto/*"), *out.glob("baselines/*")]:
+        if path not in named and (path / CANDIDATE_FILE).is_file():  # only folders of ours
+            shutil.rmtree(path)
 
 
 def write_candidate(evaluator: Evaluator, candidate: Candidate, folder: Path) -> None:
