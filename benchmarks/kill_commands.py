@@ -41,6 +41,9 @@ FAULTS = (
     "folders left behind",
     "processes left behind",
 )
+FINISHED = (0, 3, 4)
+"""Exit codes of what is done; the last two say that no member keeps the limits."""
+
 Done = Callable[[Path], object]
 
 
@@ -93,6 +96,7 @@ def stop_and_go(folder: Path, name: str, command: Command, kills: int, seed: int
         one_run(command, out, kills, seconds, rng, counts)
         counts["results that differ"] += command.result(out) != expected
         counts["runs"] += 1
+        print(f"{name}: {counts['kills']} of {kills} kills", file=sys.stderr)
         left = [*out.rglob(f".*{PART}"), *out.rglob(f"{SCRATCH}*"), *(folder / "tmp").glob(f"{SCRATCH}*")]
         counts["folders left behind"] += len(left)
     return counts
@@ -127,7 +131,7 @@ def one_run(
                 continue
         error = process.communicate()[1]
         counts["tracebacks"] += "Traceback" in error
-        if process.returncode not in (0, 3):
+        if process.returncode not in FINISHED:
             counts["refused to continue"] += 1
             print(error.strip().splitlines()[-1], file=sys.stderr)
         return
@@ -186,7 +190,7 @@ def run(arguments: list[str], out: Path) -> None:
     """A command that others need."""
     process = start(Command(arguments, lambda out: 0, lambda out: None), out)
     error = process.communicate()[1]
-    if process.returncode not in (0, 3):
+    if process.returncode not in FINISHED:
         raise SystemExit(f"cannot prepare: {error}")
 
 
