@@ -148,7 +148,11 @@ def load(request: TuneRequest, *, measures: bool = True) -> Loaded:
     Raises:
         QnasError: Something is missing, malformed, or doesn't fit the rest.
     """
-    profile, setting, here = load_hardware(request) if measures else _any_hardware(request)
+    if measures:
+        profile, setting, here = load_hardware(request)
+    else:  # any machine will do
+        profile = hardware.describe(hardware.detect(), "this-machine")
+        setting, here = _setting(request, profile), True
     task = registry.load("tasks", request.task)
     dataset: tasks.Dataset = task.load(request.data, sizes=request.sizes)
     dataset = replace(dataset, metric=request.metric or dataset.metric)
@@ -179,12 +183,6 @@ def load_hardware(request: TuneRequest) -> tuple[hardware.HardwareProfile, hardw
             "--latency table, or a --cluster with a worker on such a machine"
         )
     return profile, _setting(request, profile), not wrong
-
-
-def _any_hardware(request: TuneRequest) -> tuple[hardware.HardwareProfile, hardware.RuntimeSetting, bool]:
-    """What stands for the SKU where nothing is measured."""
-    profile = hardware.describe(hardware.detect(), "this-machine")
-    return profile, _setting(request, profile), True
 
 
 def _setting(request: TuneRequest, profile: hardware.HardwareProfile) -> hardware.RuntimeSetting:
@@ -307,9 +305,7 @@ def _say_what_differs(study: Study, on_stage: Callable[[str], None]) -> None:
     """Tells what an older version did not record, and what trials were made with that this run has not."""
     trials = study.trials()
     if study.taken and trials:
-        on_stage(
-            f"An older version began this study and did not record its {', '.join(study.taken)}: taken from this run"
-        )
+        on_stage(f"An older version did not record its {', '.join(study.taken)}: taken from this run")
     now = described()
     then = {
         f"{name} {value}"
