@@ -94,8 +94,7 @@ class Loaded:
     def identity(self) -> dict[str, str]:
         """What makes the trials of a study comparable.
 
-        Latencies that are measured are compared under one version of the runtime only; those of a table are not hurt
-        by another one.
+        Latencies that are measured can be compared under one version of the runtime only; those of a table need none.
         """
         identity = {
             "supernet": self.request.supernet or "onnx",
