@@ -28,7 +28,7 @@ from tornado.netutil import bind_unix_socket
 from tornado.tcpserver import TCPServer
 
 from qnas_plugin.errors import ClusterError, OutputError
-from qnas_plugin.files import alone_in
+from qnas_plugin.locks import alone_in
 from qnas_plugin.turns import private_folder
 
 SCHEME = "qnas-private"

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -62,6 +67,9 @@ InsistOption = Annotated[
         "--insist", help="Use or make a latency table although it is of other hardware or settings; results say so."
     ),
 ]
+OverwriteOption = Annotated[
+    bool, typer.Option("--overwrite", help="Replace what another run left in --out; what this one reads is never.")
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -111,6 +119,7 @@ def train(
     search_samples: SearchOption = None,
     selection_samples: SelectionOption = None,
     seed: SeedOption = None,
+    overwrite: OverwriteOption = False,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -120,7 +129,7 @@ def train(
     "accelerate launch -m qnas_plugin" in place of "qnas".
     """
     options = {name: value for name, value in locals().items() if name not in ("config", "as_json")}
-    options["augment"] = augment or None
+    options["augment"], options["overwrite"] = augment or None, overwrite or None
     for name in ("depth", "heads", "ffn", "kernel", "expand", "width"):
         options[name] = _numbers(name, options[name])
     from qnas_plugin.console import training
@@ -198,6 +207,7 @@ def tune(
     trials: Annotated[Count, _option("Candidates to evaluate, those of a stopped run included.", 250)] = None,
     population: Annotated[Count, _option("Candidates of a generation; linas learns anew ten times in it.", 50)] = None,
     storage: Annotated[Text, _option("Optuna storage URL.", "OUT/study.journal")] = None,
+    study_name: Annotated[Text, _option("Name of the study in a storage of several.", "the folder's")] = None,
     workers: Annotated[Count, _option("Processes of this machine that evaluate.", "this one alone")] = None,
     cluster: Annotated[
         Text, _option("Dask scheduler whose workers evaluate, like tcp://host:8786.", None, "ADDRESS")
@@ -262,6 +272,7 @@ def profile(
         typer.Option(help="Only merge two tables of one SKU into --out.", metavar="TABLE TABLE"),
     ] = None,
     plot: Annotated[Path | None, _option("Only draw a table: its test and its rows.", None, "TABLE")] = None,
+    overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Make the latency table of a supernet on this machine, with its own tested error in it.
@@ -278,13 +289,13 @@ def profile(
     if name is not None and not detect:
         raise UsageError("--name is for --detect")
     if detect:
-        return console.detecting(name, out)
+        return console.detecting(name, out, overwrite)
     if compare:
         return console.comparing(*compare)
     if plot:
         return console.plotting(plot, out)
     if merge:
-        return console.merging(*merge, out)
+        return console.merging(*merge, out, overwrite)
     from qnas_plugin.request import ProfileRequest
 
     options = {
@@ -299,6 +310,7 @@ def profile(
         "out": out,
         "seed": seed,
         "insist": insist,
+        "overwrite": overwrite,
     }
     table = console.profiling(ProfileRequest.build(options))
     if as_json:
@@ -352,11 +364,15 @@ def export(
     precision: Annotated[
         Text, _option("searched, int8 or fp32; the last two set all groups alike.", "searched")
     ] = None,
+    overwrite: OverwriteOption = False,
 ) -> None:
-    """Write one candidate of a study's supernet as ONNX; the same bytes each time."""
+    """Write one candidate of a study's supernet as ONNX, on any machine; the same bytes each time.
+
+    Refused where the checkpoint, the tokenizer or the data have changed since the study.
+    """
     from qnas_plugin.console import exporting
 
-    exporting(study, out, key, candidate, precision or "searched")
+    exporting(study, out, key=key, candidate=candidate, precision=precision or "searched", overwrite=overwrite)
 
 
 @app.command("olive-config")
@@ -437,11 +453,20 @@ def _numbers(name: str, text: str | None) -> tuple[float, ...] | None:
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line; each expected error is one line on standard error and a non-zero exit code."""
     try:
-        app(arguments)
+        with _stopped_by_signals():
+            app(arguments)
     except UsageError as error:
         _fail(str(error), EXIT_USAGE)
     except QnasError as error:
         _fail(str(error), EXIT_ERROR)
+    except OSError as error:  # wherever it happens, also in files that others write for us
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = f" at {error.filename}" if error.filename else ""
+        _fail(
+            f"the disk is full{where}; make room (TMPDIR is for temporary files), the same command continues",
+            EXIT_ERROR,
+        )
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package in ("", "qnas_plugin"):
@@ -454,6 +479,23 @@ def main(arguments: list[str] | None = None) -> None:
         if isinstance(stop, SystemExit) and stop.code != EXIT_INTERRUPTED:
             raise
         _fail("stopped; what was finished is kept, the same command continues", EXIT_INTERRUPTED)
+
+
+@contextmanager
+def _stopped_by_signals() -> Iterator[None]:
+    """Makes SIGTERM, and a terminal that is closed, end a command as Ctrl-C does: cleaned up, and with one line."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    for number, handler in before.items():
+        if handler is signal.SIG_DFL:  # what nohup ignores stays ignored
+            signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _fail(message: str, code: int) -> None:

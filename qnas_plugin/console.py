@@ -14,8 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from qnas_plugin import registry
-from qnas_plugin.errors import UnknownNameError
-from qnas_plugin.files import write_bytes
+from qnas_plugin.errors import OutputError, UnknownNameError
+from qnas_plugin.files import refuse_existing, write_bytes
 from qnas_plugin.request import ProfileRequest, TrainRequest, TuneRequest
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def profiling(request: ProfileRequest) -> LatencyTable:
     return table
 
 
-def detecting(name: str | None, out: Path | None) -> None:
+def detecting(name: str | None, out: Path | None, overwrite: bool) -> None:
     """Describes this machine and writes its hardware profile, unless a known one fits."""
     from qnas_plugin import hardware
     from qnas_plugin.errors import HardwareError
@@ -135,7 +135,15 @@ def detecting(name: str | None, out: Path | None) -> None:
         else:
             console.print(f"Its hardware profile is '{known.name}'; for one of your own give --name")
             return
-    path = hardware.write_profile(hardware.describe(machine, name), out or hardware.user_folder("hardware_profiles"))
+    profile, folder = hardware.describe(machine, name), out or hardware.user_folder("hardware_profiles")
+    path = folder / f"{profile.name}.toml"
+    if path.exists() and not overwrite:
+        known = hardware.load_profile(str(path))
+        if hardware.is_this_machine(known, machine):
+            refuse_existing(path, overwrite)
+        console.print(f"{path} describes this machine already; --overwrite writes it anew")
+        return
+    hardware.write_profile(profile, folder)
     console.print(f"Wrote {path}; complete by hand what the system does not tell, then use --hardware {path}")
 
 
@@ -162,12 +170,14 @@ def comparing(before: Path, after: Path) -> None:
     console.print(f"{len(certain)} of {len(changes)} rows differ")
 
 
-def merging(first: Path, second: Path, out: Path | None) -> None:
+def merging(first: Path, second: Path, out: Path | None, overwrite: bool) -> None:
     """Writes one table with the rows of two."""
     from qnas_plugin import hardware, latency_table, table_pair
 
     table = table_pair.merge(latency_table.load(first), latency_table.load(second))
-    path = latency_table.write(table, out or hardware.user_folder("latency_tables"))
+    folder = out or hardware.user_folder("latency_tables")
+    refuse_existing(folder / table.hardware.name / f"{table.name}.json", overwrite)
+    path = latency_table.write(table, folder)
     console.print(f"Wrote {path} with {len(table.rows)} rows; its fidelity is the worse one's, nobody tested it anew")
 
 
@@ -176,6 +186,8 @@ def plotting(source: Path, out: Path | None) -> None:
     from qnas_plugin import latency_plot, latency_table
 
     path = out or source.with_suffix(".html")
+    if path.exists() and path.samefile(source):
+        raise OutputError(f"--out {path} is the table itself; give another file")
     write_bytes(path, latency_plot.render(latency_table.load(source)).encode())
     console.print(f"Wrote {path}")
 
@@ -211,12 +223,11 @@ def retargeting(study: Path, hardware: str, *, out: Path | None, **options: Any)
     return result
 
 
-def exporting(study: Path, out: Path, key: str | None, candidate: Path | None, precision: str) -> None:
+def exporting(study: Path, out: Path, **options: Any) -> None:
     """Writes one candidate and says where it is."""
     from qnas_plugin.commands.export import export
 
-    written = export(study, out, key=key, candidate=candidate, precision=precision)
-    console.print(f"Wrote {written.key} to {out / 'model.onnx'}")
+    export(study, out, on_stage=console.print, **options)
 
 
 def olive_configuring(request: TuneRequest) -> None:

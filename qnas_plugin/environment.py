@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import platform
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -135,6 +136,17 @@ def environment() -> dict[str, Any]:
         "machine": asdict(detect()) | {"isa": list(detect().isa)},
         "system": platform.platform(),
         "versions": ours | {name: _version(name) for name in _PACKAGES},
+    }
+
+
+@functools.cache
+def described() -> Mapping[str, str]:
+    """What the metrics of a trial depend on beside its candidate, in few words: versions and the CPU."""
+    versions = {name: _version(name) for name in ("neural-compressor", "numpy", "onnx", "onnxruntime")}
+    return {
+        "cpu": detect().brand,
+        "qnas-plugin": __version__,
+        **{name: number for name, number in versions.items() if number is not None},
     }
 
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from qnas_plugin.errors import OutputError
+from qnas_plugin.locks import part_of, remove_left
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -25,21 +25,33 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 def write_parts(path: Path, parts: Iterable[bytes | memoryview]) -> None:
     """Writes the pieces of a file; see ``write_bytes``."""
-    temporary: str | None = None
+    with whole_file(path) as file:
+        file.writelines(parts)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write to, which becomes the one of that name when the context ends without an error.
+
+    Raises:
+        OutputError: The folder cannot be made or written, or the disk is full.
+    """
+    temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        remove_left(path.parent)
+        descriptor, temporary = part_of(path)
         with os.fdopen(descriptor, "wb") as file:
-            file.writelines(parts)
+            yield file
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).chmod(0o666 & ~_umask())
-        Path(temporary).replace(path)
+            temporary.chmod(0o666 & ~_umask())
+            temporary.replace(path)
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, record: dict[str, Any]) -> None:
@@ -49,6 +61,35 @@ def write_json(path: Path, record: dict[str, Any]) -> None:
         ValueError: A number in it is not finite.
     """
     write_bytes(path, (json.dumps(record, indent=2, sort_keys=True, allow_nan=False) + "\n").encode())
+
+
+def refuse_existing(path: Path, overwrite: bool) -> None:
+    """Keeps a file that another run wrote, unless it is meant.
+
+    Raises:
+        OutputError: It is there.
+    """
+    if path.exists() and not overwrite:
+        raise OutputError(f"{path} exists already; give another --out, or --overwrite to replace it")
+
+
+def move_files(source: Path, target: Path, *, last: str) -> None:
+    """Moves the files of one folder to another of the same file system, replacing those of their names.
+
+    Args:
+        source: Where they are.
+        target: Where they go.
+        last: The file that says that the others are there.
+
+    Raises:
+        OSError: One cannot be moved.
+    """
+    for path in sorted(source.iterdir(), key=lambda path: (path.name == last, path.name)):
+        if path.is_dir():
+            (target / path.name).mkdir(exist_ok=True)
+            move_files(path, target / path.name, last=last)
+        else:
+            path.replace(target / path.name)
 
 
 def make_folder(folder: Path) -> None:
@@ -63,25 +104,6 @@ def make_folder(folder: Path) -> None:
             pass
     except OSError as error:
         raise OutputError(f"cannot write to the folder {folder}: {error.strerror}; give another --out") from None
-
-
-@contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Keeps other runs out of an output folder; ends with the process, however it ends.
-
-    Raises:
-        OutputError: Another process is at it.
-    """
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError:
-        raise OutputError(
-            f"another process is writing to {folder}; wait until it ends, or give another --out"
-        ) from None
-    finally:
-        os.close(descriptor)
 
 
 def _umask() -> int:

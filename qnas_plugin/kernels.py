@@ -6,7 +6,6 @@ kernel reads FP32, the whole weight is converted in every run: slower than FP32,
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import onnx
 import onnxruntime as ort
 
 from qnas_plugin.errors import MeasurementError, door
+from qnas_plugin.locks import scratch
 from qnas_plugin.timing import make_exact
 
 _EIGHT_BITS = (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
@@ -139,8 +139,8 @@ def optimised(model: Path) -> onnx.ModelProto:
     Raises:
         MeasurementError: It cannot run the file.
     """
-    with tempfile.TemporaryDirectory(prefix="qnas-") as folder:
-        path = Path(folder) / "optimised.onnx"
+    with scratch() as folder:
+        path = folder / "optimised.onnx"
         options = ort.SessionOptions()
         options.log_severity_level = _LOGS_NOTHING
         options.optimized_model_filepath = str(path)

@@ -8,7 +8,6 @@ import select
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -25,6 +24,7 @@ from qnas_plugin import timing
 from qnas_plugin.environment import cores
 from qnas_plugin.errors import HardwareError, MeasurementError, door
 from qnas_plugin.hardware import RuntimeSetting
+from qnas_plugin.locks import scratch
 from qnas_plugin.metrics import Outputs, Scored, Scorer
 from qnas_plugin.outline import BESIDE, Outline
 from qnas_plugin.tasks import Batch, Inputs
@@ -165,8 +165,7 @@ def latency(
     if not models:
         return []
     assert min(minimum_runs, rounds) >= 1
-    with tempfile.TemporaryDirectory(prefix="qnas-") as name, measuring():
-        folder = Path(name)
+    with scratch() as folder, measuring():
         np.savez(folder / "inputs.npz", *inputs.values())
         timing.Request(
             models=tuple(str(model.absolute()) for model in models),

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from qnas_plugin.errors import LatencyTableError, OutputError
-from qnas_plugin.files import write_bytes
 from qnas_plugin.latency_fit import Floats
 from qnas_plugin.space import Genes
 
@@ -50,31 +50,38 @@ class Measured:
         alone: Milliseconds of each part's key.
         timings: Of all networks, in order.
         visits: How many batches of networks were timed.
+        batches: Their numbers in the order of all batches.
         seconds: How long everything took.
+        damaged: How many lines of the file could not be read.
     """
 
     alone: dict[str, float] = field(default_factory=dict)
     timings: list[Timing] = field(default_factory=list)
     visits: int = 0
+    batches: set[int] = field(default_factory=set)
     seconds: float = 0.0
+    damaged: int = 0
 
-    def add(self, line: Mapping[str, Any]) -> None:
-        """Takes one line of the file."""
-        self.alone |= line.get("alone", {})
+    def add(self, line: Mapping[str, Any], sizes: Sequence[int] | None = None) -> None:
+        """Takes one line of the file, all of it or nothing.
+
+        Args:
+            line: What ``append`` wrote.
+            sizes: How many choices each variable has; genotypes are checked against them when they are given.
+
+        Raises:
+            ValueError, KeyError, TypeError, AttributeError, OverflowError: It is no such line.
+        """
+        alone = {str(key): _number(ms) for key, ms in line.get("alone", {}).items()}
+        seconds = _number(line.get("seconds", 0.0))
         if "networks" in line:
-            self.timings += [
-                Timing(
-                    network["purpose"],
-                    tuple(network["genes"]),
-                    network["ms"],
-                    network["spread"],
-                    network["core_share"],
-                    self.visits,
-                )
-                for network in line["networks"]
-            ]
+            timings = [_timing(network, self.visits, sizes) for network in line["networks"]]
+            number = int(line.get("batch", max(self.batches, default=-1) + 1))
+            self.timings += timings
             self.visits += 1
-        self.seconds += line.get("seconds", 0.0)
+            self.batches.add(number)
+        self.alone |= alone
+        self.seconds += seconds
 
 
 @dataclass(frozen=True)
@@ -145,34 +152,56 @@ def joined(measured: Measured) -> Networks:
     )
 
 
-def resume(work: Path, identity: Mapping[str, Any]) -> Measured:
-    """What an earlier run measured; begins the file when there is none."""
+def resume(work: Path, identity: Mapping[str, Any], sizes: Sequence[int] | None = None) -> Measured:
+    """What an earlier run measured; begins the file when there is none.
+
+    Lines that are damaged are counted and left where they are; a last one that a killed run left half written goes.
+
+    Args:
+        work: The file; the caller keeps other processes from it.
+        identity: What it must have been measured with: its first line.
+        sizes: See ``Measured.add``.
+
+    Raises:
+        LatencyTableError: It was measured with something else, or its first line is damaged.
+        OutputError: It cannot be read or written.
+    """
     measured = Measured()
     try:
-        lines = work.read_text(encoding="utf-8").splitlines() if work.exists() else []
-        records = []
-        for line in lines:
-            try:
-                records.append(json.loads(line))
-            except ValueError:
-                break  # a run was stopped while it wrote this line
-        if not records:
-            write_bytes(work, (json.dumps(identity, sort_keys=True) + "\n").encode())
-            return measured
-        if records[0] != identity:
-            changed = [name for name in identity if records[0].get(name) != identity[name]]
-            raise LatencyTableError(
-                f"{work} was measured with another {changed[0] if changed else 'version'}; give another --out, or "
-                "remove the file to measure anew"
-            )
-        for record in records[1:]:
-            measured.add(record)
-        if len(records) < len(lines):
-            write_bytes(work, "".join(json.dumps(record, sort_keys=True) + "\n" for record in records).encode())
+        with work.open("a+b") as file:
+            file.seek(0)
+            content = file.read()
+            whole = content.rfind(b"\n") + 1
+            if whole < len(content) and _parsed(content[whole:]) is None:
+                content = content[:whole]
+                file.truncate(whole)
+            elif whole < len(content):
+                file.write(b"\n")  # else the next line would be glued to it
+            lines = [line for line in content.split(b"\n") if line.strip()]
+            if not lines:
+                file.write((json.dumps(identity, sort_keys=True) + "\n").encode())
+                file.flush()
+                os.fsync(file.fileno())
+                return measured
     except OSError as error:
         raise OutputError(f"cannot read or write {work}: {error.strerror or error}") from None
-    except (KeyError, TypeError, AttributeError) as error:
-        raise LatencyTableError(f"{work} is damaged ({error}); remove it to measure anew") from None
+    first = _parsed(lines[0])
+    if first is None:
+        raise LatencyTableError(
+            f"the first line of {work}, which says what was measured, is damaged; restore it, or move the file away to "
+            "measure anew"
+        )
+    if first != identity:
+        changed = [name for name in identity if first.get(name) != identity[name]]
+        raise LatencyTableError(
+            f"{work} was measured with another {changed[0] if changed else 'version'}; give another --out, or "
+            "remove the file to measure anew"
+        )
+    for line in lines[1:]:
+        try:
+            measured.add(json.loads(line), sizes)
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+            measured.damaged += 1
     return measured
 
 
@@ -189,3 +218,36 @@ def append(work: Path, measured: Measured, make: Callable[[], dict[str, Any]]) -
     except OSError as error:
         raise OutputError(f"cannot write {work}: {error.strerror or error}") from None
     measured.add(line)
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    """The object of a line; None where it is something else."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def _timing(network: Mapping[str, Any], visit: int, sizes: Sequence[int] | None) -> Timing:
+    genes = tuple(int(gene) for gene in network["genes"])
+    if sizes is not None and not (
+        len(genes) == len(sizes) and all(0 <= gene < size for gene, size in zip(genes, sizes, strict=True))
+    ):
+        raise ValueError("a genotype of another space")
+    if network["purpose"] not in get_args(Purpose) or not _number(network["ms"]) > 0:
+        raise ValueError("no purpose, or no time")
+    return Timing(
+        network["purpose"],
+        genes,
+        _number(network["ms"]),
+        _number(network["spread"]),
+        _number(network["core_share"]),
+        visit,
+    )
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise ValueError("no number")
+    return float(value)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from qnas_plugin.errors import DataError, MeasurementError, door
+from qnas_plugin.locks import scratch
 from qnas_plugin.timing import feed, make_exact
 
 RUNS = 50
@@ -49,10 +49,10 @@ def measure(model: Path, inputs: Inputs, *, threads: int = 1, runs: int = RUNS) 
     Raises:
         MeasurementError: ONNX Runtime cannot run it on these inputs.
     """
-    with tempfile.TemporaryDirectory(prefix="qnas-") as folder:
+    with scratch() as folder:
         options = ort.SessionOptions()
         options.intra_op_num_threads, options.log_severity_level = threads, _LOGS_NOTHING
-        options.enable_profiling, options.profile_file_prefix = True, str(Path(folder) / "profile")
+        options.enable_profiling, options.profile_file_prefix = True, str(folder / "profile")
         make_exact(options)
         with door(MeasurementError, f"ONNX Runtime cannot run '{model.name}'"):
             session = ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])

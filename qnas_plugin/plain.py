@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_t
 
 from qnas_plugin.beside import check_weights
 from qnas_plugin.errors import CheckpointError, door, one_line
+from qnas_plugin.locks import scratch
 from qnas_plugin.outline import Outline, is_large
 from qnas_plugin.tidy import nodes, tidy
 
@@ -70,8 +70,8 @@ def plain(file: Path) -> Plain:
         if model.functions:
             model = onnx.inliner.inline_local_functions(model, convert_version=True)
     model = _raised(model, file)
-    with tempfile.TemporaryDirectory(prefix="qnas-") as folder:
-        outline = _optimized(model, file, Path(folder), large=large)
+    with scratch() as folder:
+        outline = _optimized(model, file, folder, large=large)
     infinite = _infinite(outline, file)
     with door(CheckpointError, f"cannot bring '{file}' into a plain form"):
         _declare(outline.model, optional)

@@ -110,6 +110,7 @@ class TrainRequest(Request):
         depth, heads, ffn, kernel, expand, width: Choices of the elastic dimensions; empty ones are the family's own.
         teacher: A checkpoint of the same architecture, fine-tuned on the same classes.
         arithmetic: ``auto`` is bfloat16 where the CPU multiplies it in hardware, else float32.
+        overwrite: Whether to replace a model that another training left in ``out``.
     """
 
     supernet: str
@@ -131,6 +132,7 @@ class TrainRequest(Request):
     teacher: str | None = None
     augment: bool = False
     arithmetic: Literal["auto", "bf16", "fp32"] = "auto"
+    overwrite: bool = False
 
 
 class ProfileRequest(Options):
@@ -145,6 +147,7 @@ class ProfileRequest(Options):
         out: The folder of latency tables; the default is the user's own.
         seed: Of the choice of networks.
         insist: Whether to make a table on a machine that is not the named SKU; the table says so.
+        overwrite: Whether to replace a table that other measurements made.
     """
 
     supernet: str
@@ -158,6 +161,7 @@ class ProfileRequest(Options):
     out: Path = Field(default_factory=lambda: user_folder("latency_tables"))
     seed: int = Field(0, ge=0)
     insist: bool = False
+    overwrite: bool = False
 
     @field_validator("supernet")
     @classmethod
@@ -199,6 +203,7 @@ class TuneRequest(Request):
         trials: Candidates to evaluate in all, those of an earlier, stopped run included.
         population: Candidates of a generation; LINAS learns anew ten times in it.
         storage: An Optuna storage URL, written without its password; None is the journal file in ``out``.
+        study_name: The study's name in a storage of several; None is that of the folder, when it was begun.
         workers: Processes of this machine that evaluate; None evaluates in this one.
         cluster: The address of a Dask scheduler whose workers evaluate, instead.
     """
@@ -227,6 +232,7 @@ class TuneRequest(Request):
     trials: int = Field(250, ge=1)
     population: int = Field(50, ge=4)
     storage: Annotated[str, PlainSerializer(storage_url.without_password), AfterValidator(_storage)] | None = None
+    study_name: str | None = None
     workers: int | None = Field(None, ge=1)
     cluster: str | None = Field(None, pattern=r"^[a-z]+://.+$")
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import fcntl
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import optuna
 import sqlalchemy.exc
@@ -18,12 +18,17 @@ from qnas_plugin.errors import OutputError, QnasError, StudyError
 from qnas_plugin.objectives import METRICS
 from qnas_plugin.storage_url import VARIABLE, lacks_password, scrubbed, secrets, shown, with_password
 
+CREATE_STUDY, CREATE_TRIAL = 0, 4
+"""Codes of lines in a journal."""
+
 
 def load_study(storage: str, name: str, objectives: Sequence[str] | None) -> tuple[BaseStorage, optuna.Study]:
     """The opened storage and the study in it, created for these objectives when there is none; None creates nothing."""
     path = _file(storage)
     if objectives is None and path is not None and not path.exists():
         raise StudyError(f"there is no study in '{storage}'; make one with: qnas tune")
+    if path is not None and path.is_file() and "://" not in storage:
+        _check_header(path)
     if "://" in storage:
         opened = optuna.storages.get_storage(with_password(storage))
     else:
@@ -35,6 +40,37 @@ def load_study(storage: str, name: str, objectives: Sequence[str] | None) -> tup
             raise StudyError(f"there is no study '{name}' in '{shown(storage)}'; make one with: qnas tune") from None
     directions = [METRICS[objective] for objective in objectives]
     return opened, optuna.create_study(study_name=name, storage=opened, directions=directions)
+
+
+def studies_in(journal: Path) -> list[str]:
+    """The names of the studies that a journal begins; none where there is no journal."""
+    if not journal.is_file():
+        return []
+    return [str(record.get("study_name")) for record in _operations(journal, CREATE_STUDY)]
+
+
+def _check_header(journal: Path) -> None:
+    """Keeps a study from starting anew behind trials whose first line is lost.
+
+    Raises:
+        StudyError: There are trials, and no study.
+    """
+    if not _operations(journal, CREATE_STUDY) and _operations(journal, CREATE_TRIAL):
+        raise StudyError(
+            f"the journal '{journal}' has trials, and its first line, which says of which study, is lost; restore that "
+            "line, or use another --out"
+        )
+
+
+def _operations(journal: Path, code: int) -> list[dict[str, Any]]:
+    """The lines of a journal of Optuna 5.0 with one code."""
+    start = f'{{"op_code":{code},'.encode()
+    found: list[dict[str, Any]] = []
+    for line in journal.read_bytes().splitlines():
+        with suppress(ValueError):
+            if line.replace(b" ", b"", 1).startswith(start):
+                found.append(json.loads(line))
+    return found
 
 
 @contextmanager

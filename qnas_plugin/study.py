@@ -30,6 +30,8 @@ from qnas_plugin.storage_url import shown
 SCHEMA_VERSION = 1
 What = TypeVar("What")
 _ATTRIBUTE = "qnas"
+RECORDED_LATER = ("max_length", "onnxruntime", "processor")
+"""What older versions did not record of a study: where it is missing it is taken from the run that goes on."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,8 @@ class Evaluation:
         metrics: Values by name; a metric that was not measured is absent.
         spread: The spread of measured values, in their unit.
         seconds: How long each stage took.
-        environment: What the values depend on beside the candidate: versions, the CPU, the setting.
+        environment: What the values depend on beside the candidate: versions, the CPU, the setting; empty when it
+            failed.
         error: Why it failed; None when it did not.
         halves: Mean scores on halves of the examples, where the accuracy was measured example by example.
     """
@@ -78,6 +81,8 @@ class Study:
         space: The variables of the candidates.
         objectives: Names of metrics.
         limits: Bounds for the Pareto set; they may differ from run to run.
+        identity: What its trials were made with.
+        taken: What of that an older version had not recorded, and was taken from this run.
     """
 
     def __init__(
@@ -88,7 +93,10 @@ class Study:
         objectives: tuple[str, ...],
         limits: tuple[Limit, ...],
         lock: IO[bytes] | None,
+        identity: Mapping[str, str],
+        taken: Sequence[str],
     ) -> None:
+        self.identity, self.taken = dict(identity), tuple(taken)
         self.space, self.objectives, self.limits = space, objectives, limits
         self._study, self._storage, self._lock = study, storage, lock
         self._distributions = {variable.name: CategoricalDistribution(variable.choices) for variable in space.variables}
@@ -124,6 +132,7 @@ class Study:
         identity = {**identity, "space": space.fingerprint, "objectives": ",".join(objectives)}
         with errors_of(storage):
             lock = lock_file(storage) if write else None
+        taken: list[str] = []
         try:
             with errors_of(storage):
                 opened, study = load_study(storage, name, objectives if write else None)
@@ -134,12 +143,16 @@ class Study:
                         study.set_metric_names(list(objectives))  # for the dashboard
                     study.set_user_attr(_ATTRIBUTE, {"schema_version": SCHEMA_VERSION, "identity": identity})
                 else:
-                    _check_identity(storage, attribute, identity)
+                    stored = _check_identity(storage, attribute, identity)
+                    taken = [name for name in identity if name not in stored]
+                    identity = stored | identity
+                    if taken and write:
+                        study.set_user_attr(_ATTRIBUTE, {"schema_version": SCHEMA_VERSION, "identity": identity})
         except BaseException:
             if lock is not None:
                 lock.close()
             raise
-        return cls(study, opened, space, tuple(objectives), tuple(limits), lock)
+        return cls(study, opened, space, tuple(objectives), tuple(limits), lock, identity, taken)
 
     def close(self) -> None:
         """Lets other processes write. Nothing is lost without it: each trial is on disk when ``add`` returns."""
@@ -302,12 +315,18 @@ def _identity(storage: str, attribute: Mapping[str, object] | None) -> dict[str,
     return identity
 
 
-def _check_identity(storage: str, attribute: Mapping[str, object] | None, asked: Mapping[str, str]) -> None:
+def _check_identity(storage: str, attribute: Mapping[str, object] | None, asked: Mapping[str, str]) -> dict[str, str]:
+    """The stored identity, where it is the one asked for."""
     stored = _identity(storage, attribute)
-    names = [name for name in sorted({*stored, *asked}) if stored.get(name) != asked.get(name)]
+    names = [
+        name
+        for name in sorted({*stored, *asked})
+        if stored.get(name) != asked.get(name) and not (name in RECORDED_LATER and name not in stored)
+    ]
     if names:
         there, here = (", ".join(f"{name} {side.get(name, 'unset')}" for name in names) for side in (stored, asked))
         raise StudyError(
             f"the study in '{shown(storage)}' has {there}, this run has {here}; "
             "use another --out, or the options of that study"
         )
+    return stored

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from qnas_plugin import __version__, batch_norm, measure, ranges
 from qnas_plugin._quantizer import Quantized
 from qnas_plugin.belief import RATIO, SOFT, Halves
-from qnas_plugin.environment import detect
+from qnas_plugin.environment import described, detect
 from qnas_plugin.errors import OutputError
 from qnas_plugin.hardware import RuntimeSetting
 from qnas_plugin.materialize import Graph, subnet
@@ -165,7 +165,9 @@ class Workbench:
         with _stage("latency", seconds):
             timed, spread_ms = self._latency(path, folder, threads) if job.latency is None else _of_table(job.latency)
         metrics = {**found.metrics, **timed, "size_mb": measure.size_mb(path)}
-        return replace(found, metrics=metrics, spread={**found.spread, "latency_ms": spread_ms}, seconds=seconds)
+        spread = {**found.spread, "latency_ms": spread_ms}
+        environment = dict(described()) | {"setting": str(self.setting)}
+        return replace(found, metrics=metrics, spread=spread, seconds=seconds, environment=environment)
 
     def scores(self, model: Path, *, threads: int) -> Scored:
         """What an ONNX file gets for each example of the search part; what a judge gives stands for one."""

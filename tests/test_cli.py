@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -216,6 +218,21 @@ def test_tune_goes_on_where_it_was(
     assert (tuned / "study.journal").read_bytes().startswith(before)
 
 
+def test_tune_refuses_to_mix_latencies_of_two_runtimes(
+    tuned: Path,
+    supernet: Path,
+    sentences: Path,
+    hardware: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    before = (tuned / "study.journal").read_bytes()
+    monkeypatch.setattr("qnas_plugin.commands.tune.version", lambda package: "1.0")
+    assert run(*tune_arguments(supernet, sentences, hardware, tuned), "--trials", "99") == 1
+    assert re.search(r"has onnxruntime \d.*, this run has onnxruntime 1\.0; use another", capsys.readouterr().err)
+    assert (tuned / "study.journal").read_bytes() == before
+
+
 def test_tune_compares_with_baselines_that_the_algorithm_did_not_ask_for(
     supernet: Path, sentences: Path, hardware: Path, tmp_path: Path
 ) -> None:
@@ -312,24 +329,42 @@ def test_tune_gives_one_line_for_bad_data_and_folders(
     assert "latencies are measured here" in last_line("--hardware", "xeon-8280")
 
 
-def test_ctrl_c_ends_with_one_line_and_keeps_the_trials(
-    supernet: Path, sentences: Path, hardware: Path, tmp_path: Path
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_with_one_line_and_keeps_the_trials(
+    stop: signal.Signals, supernet: Path, sentences: Path, hardware: Path, tmp_path: Path
 ) -> None:
     command = [str(a) for a in tune_arguments(supernet, sentences, hardware, tmp_path / "out")]
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
     with subprocess.Popen(
-        [sys.executable, "-m", "qnas_plugin", *command, "--trials", "500"], stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "qnas_plugin", *command, "--trials", "500"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"TMPDIR": str(scratch)},
     ) as process:
         journal = tmp_path / "out" / "study.journal"
         deadline = time.monotonic() + 90
         while not (journal.exists() and journal.read_bytes().count(b'"metrics"') >= 2):
             assert time.monotonic() < deadline, "no trial was stored"
             time.sleep(0.1)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(stop)
         _, error = process.communicate(timeout=30)
     assert process.returncode == 130
+    assert not list(scratch.glob("qnas-scratch-*"))
     assert error.strip().splitlines()[-1].startswith("qnas: stopped; what was finished is kept")
     assert "Traceback" not in error
     assert journal.read_bytes().endswith(b"\n")
+
+
+def test_a_full_disk_is_one_line_wherever_it_shows(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(what: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "/tmp/file")
+
+    monkeypatch.setattr("qnas_plugin.console.showing", full)
+    assert run("show", "tasks") == 1
+    assert capsys.readouterr().err.startswith("qnas: the disk is full at /tmp/file; make room")
 
 
 def test_show_lists_everything(capsys: pytest.CaptureFixture[str]) -> None:

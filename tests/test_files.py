@@ -2,14 +2,14 @@ from __future__ import annotations
 
 import resource
 import signal
-import subprocess
-import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from qnas_plugin.errors import OutputError
-from qnas_plugin.files import alone_in, make_folder, write_bytes, write_json
+from qnas_plugin.files import make_folder, write_bytes, write_json
+from qnas_plugin.locks import PART
 
 
 def test_write_bytes_leaves_only_the_whole_file(tmp_path: Path) -> None:
@@ -46,15 +46,24 @@ def test_write_bytes_keeps_the_old_file_when_a_file_can_grow_no_further(tmp_path
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"old"]
 
 
-def test_alone_in_keeps_other_processes_out(tmp_path: Path) -> None:
-    """Also where trials are in a database, which has no file to lock."""
-    program = "from pathlib import Path\nfrom qnas_plugin.files import alone_in\nwith alone_in(Path.cwd()):\n  pass"
-    with alone_in(tmp_path):
-        done = subprocess.run(
-            [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False
-        )
-        assert f"OutputError: another process is writing to {tmp_path}; wait until it ends" in done.stderr
-    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True)
+def test_write_bytes_starts_again_when_its_file_was_taken_for_a_dead_process_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between making and locking it: another process may look just then."""
+    real, made = tempfile.mkstemp, []
+
+    def mkstemp(**options: object) -> tuple[int, str]:
+        descriptor, name = real(**options)  # type: ignore[call-overload]
+        made.append(name)
+        if len(made) == 1:
+            Path(name).unlink()
+        return descriptor, name
+
+    monkeypatch.setattr(tempfile, "mkstemp", mkstemp)
+    write_bytes(tmp_path / "file", b"new")
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"new"]
+    assert len(made) == 2
+    assert all(name.endswith(PART) for name in made)
 
 
 def test_write_json_is_stable_and_refuses_what_is_not_finite(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from qnas_plugin.errors import CandidateError, OutputError, StudyError
 from qnas_plugin.metrics import Scored
 from qnas_plugin.search import Algorithm, Observation, Problem, random
 from qnas_plugin.space import Candidate, Condition, SearchSpace, Variable
-from qnas_plugin.study import Evaluation, Study, drive, stored_identity
+from qnas_plugin.study import RECORDED_LATER, Evaluation, Study, drive, stored_identity
 
 SPACE = SearchSpace(
     (
@@ -154,6 +154,32 @@ def test_open_refuses_trials_of_another_request(storage: str, changes: dict, mes
         with pytest.raises(StudyError, match=message):
             open_study(storage, write=write, **changes)
     open_study(storage).close()
+
+
+@pytest.mark.parametrize("name", RECORDED_LATER)
+def test_open_takes_what_an_older_version_did_not_record_from_the_run_that_goes_on(storage: str, name: str) -> None:
+    open_study(storage).close()
+    asked = {"identity": {**IDENTITY, name: "1"}}
+    with open_study(storage, write=False, **asked) as study:
+        assert study.taken == (name,)
+    with open_study(storage, **asked) as study:
+        assert study.taken == (name,)
+    with open_study(storage, **asked) as study:
+        assert study.taken == ()
+        assert study.identity[name] == "1"
+    with pytest.raises(StudyError, match=f"has {name} 1, this run has {name} 2"):
+        open_study(storage, identity={**IDENTITY, name: "2"})
+
+
+def test_open_never_starts_anew_behind_trials_without_their_study(journal: Path) -> None:
+    with open_study(str(journal)) as study:
+        study.add(candidates(1)[0], evaluate(candidates(1)[0]))
+    content = journal.read_bytes().split(b"\n", 1)[1]
+    journal.write_bytes(content)
+    for write in (True, False):
+        with pytest.raises(StudyError, match="its first line, which says of which study, is lost"):
+            open_study(str(journal), write=write)
+    assert journal.read_bytes() == content
 
 
 def test_open_reads_while_another_writes_and_refuses_a_second_writer(storage: str) -> None:

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import filecmp
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from qnas_plugin.commands.stored import check_unchanged, request_in
 from qnas_plugin.commands.tune import load
-from qnas_plugin.errors import QnasError, UsageError
+from qnas_plugin.errors import OutputError, QnasError, UsageError
+from qnas_plugin.files import make_folder, move_files
+from qnas_plugin.locks import alone_in, scratch
 from qnas_plugin.request import TuneRequest
-from qnas_plugin.results.write import write_candidate
+from qnas_plugin.results.write import CANDIDATE_FILE, write_candidate
 from qnas_plugin.space import Candidate, Precision, SearchSpace, Value
+
+MODEL_FILE = "model.onnx"
+MADE_WITH = ("checkpoint", "processor", "data", "space")
+"""What of a study's identity the bytes of its candidates follow from."""
 
 
 def export(
@@ -20,8 +28,12 @@ def export(
     key: str | None = None,
     candidate: Path | str | Mapping[str, Value] | None = None,
     precision: str = "searched",
+    overwrite: bool = False,
+    on_stage: Callable[[str], None] = lambda text: None,
 ) -> Candidate:
     """Builds one candidate of a study's supernet and writes it with its files.
+
+    Nothing is measured, so any machine will do. A folder that holds this very model is left as it is.
 
     Args:
         study: The folder that ``tune`` wrote.
@@ -29,18 +41,23 @@ def export(
         key: The key of a trial's candidate, or a beginning that only one has; None is the recommended member's.
         candidate: A candidate, or a JSON file with one, instead of a key.
         precision: ``searched``, or ``int8`` or ``fp32`` for all groups.
+        overwrite: Whether to replace another model in ``out``; what the study reads is never replaced.
+        on_stage: Is told what happens.
 
     Raises:
-        UsageError: The study, key, file or precision is wrong.
+        UsageError: The study, key, file or precision is wrong, or ``out`` is the folder of the study's model.
+        StudyError: The checkpoint, the tokenizer or the data are not what the study was made with.
         CandidateError: The candidate cannot be built.
+        OutputError: The folder holds another model, or cannot be written.
     """
     study, out = Path(study), Path(out)
-    if not (study / "request.toml").is_file():
-        raise UsageError(f"{study} is no folder that qnas tune wrote: it has no request.toml")
+    request = request_in(study)
     if key is not None and candidate is not None:
         raise UsageError("give --key or --candidate, not both")
-    loaded = load(TuneRequest.build({}, study / "request.toml"))
+    _check_apart(request, study, out)
+    loaded = load(request, measures=False)
     space = loaded.supernet.space
+    check_unchanged(study, request, loaded.identity | {"space": space.fingerprint}, MADE_WITH)
     if candidate is None:
         values = _stored(study, key, space)
     else:
@@ -51,8 +68,52 @@ def export(
         values = space.candidate(
             {name: precision if name.startswith("precision.") else value for name, value in values.items()}
         )
-    write_candidate(loaded.evaluator(), values, out)
+    there = _model_in(out)
+    if there not in (None, values.key) and not overwrite:
+        raise OutputError(f"{out} holds {there}; give another --out, or --overwrite to replace it")
+    make_folder(out)
+    with alone_in(out), scratch(out) as folder:
+        write_candidate(loaded.evaluator(), values, folder)
+        if there == values.key and _same_model(folder, out):
+            on_stage(f"Already finished: {out} holds this very model")
+            return values
+        if there is not None and (out / MODEL_FILE).exists() and not overwrite:
+            raise OutputError(f"{out} holds another model of this candidate; give another --out, or --overwrite")
+        move_files(folder, out, last=MODEL_FILE)  # killed meanwhile, the same command goes on: the key is there first
+    on_stage(f"Wrote {values.key} to {out / MODEL_FILE}")
     return values
+
+
+def _check_apart(request: TuneRequest, study: Path, out: Path) -> None:
+    """Keeps an export from what the study reads.
+
+    Raises:
+        UsageError: ``out`` is the folder of its model, or its own.
+    """
+    source = Path(request.source)
+    for what, folder in (
+        ("the model that was searched", source.parent if source.is_file() else source),
+        ("the study", study),
+    ):
+        if folder.is_dir() and out.exists() and out.samefile(folder):
+            raise UsageError(f"--out is the folder of {what}, and would overwrite it; give another --out")
+
+
+def _same_model(new: Path, old: Path) -> bool:
+    """Whether the old folder has all files of the new one, and the same model."""
+    there = all((old / path.name).exists() for path in new.iterdir())
+    return there and filecmp.cmp(new / MODEL_FILE, old / MODEL_FILE, shallow=False)
+
+
+def _model_in(out: Path) -> str | None:
+    """The key of the candidate in a folder, or what else is there; None where there is no model."""
+    models = [name for name in ("*.onnx", "config.json", "*.safetensors", "*.bin", "*.pth") if any(out.glob(name))]
+    if not models and not (out / CANDIDATE_FILE).exists():
+        return None
+    try:
+        return str(json.loads((out / CANDIDATE_FILE).read_text(encoding="utf-8"))["key"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return "a model that qnas export did not write"
 
 
 def _read(path: Path, space: SearchSpace) -> Candidate:

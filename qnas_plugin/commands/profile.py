@@ -7,12 +7,11 @@ longer one adds to it.
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import count, islice
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +21,13 @@ import numpy.typing as npt
 from qnas_plugin import hardware, measure, registry
 from qnas_plugin.decompose import GRANULARITIES, Decomposition, Granularity, join
 from qnas_plugin.environment import environment
-from qnas_plugin.errors import HardwareError, LatencyTableError
+from qnas_plugin.errors import HardwareError, LatencyTableError, OutputError, QnasError
 from qnas_plugin.files import make_folder
 from qnas_plugin.hardware import HardwareProfile, RuntimeSetting
 from qnas_plugin.isolate import build, isolate
 from qnas_plugin.latency_fit import Fit, Floats, design, errors, fit
 from qnas_plugin.latency_table import Fidelity, LatencyTable, Row, setting_of, table_name, write
+from qnas_plugin.locks import alone_in, scratch
 from qnas_plugin.materialize import Graph, export
 from qnas_plugin.measured import Measured, Networks, Purpose, append, joined, resume, steady
 from qnas_plugin.request import ProfileRequest, parse_duration
@@ -118,29 +118,66 @@ def profile(
         "seed": request.seed,
     }
     name = table_name(request.supernet, supernet.shape, setting)
+    make_folder(request.out / sku.name)
     work = request.out / sku.name / f"{name}.measured.jsonl"
-    measured = resume(work, identity)
+    began = work.exists()
+    try:
+        work.touch()
+    except OSError as error:
+        raise OutputError(f"cannot write {work}: {error.strerror}; give another --out") from None
+    with alone_in(work):
+        try:
+            measured = resume(work, identity, supernet.space.sizes.tolist())
+            table_file = work.with_name(f"{name}.json")
+            if table_file.exists() and not measured.seconds and not request.overwrite:
+                raise OutputError(
+                    f"{table_file} is a table that other measurements made; give another --out, or --overwrite to "
+                    "replace it"
+                )
+        except QnasError:
+            if not began:
+                work.unlink()
+            raise
+        bench = Bench(supernet, export(supernet, inputs), inputs, setting)
+        _measure(bench, request, work, measured, on_stage, on_progress)
+        on_stage("Fitting rows and testing them")
+        table = conclude(request.supernet, supernet, sku, setting, measured, wrong)
+        return table, write(table, request.out)
+
+
+def _measure(
+    bench: Bench,
+    request: ProfileRequest,
+    work: Path,
+    measured: Measured,
+    on_stage: Callable[[str], None],
+    on_progress: Callable[[Progress], None],
+) -> None:
+    """Times what is missing, within the budget, and adds it to the file and to what was measured."""
+    if measured.damaged:
+        on_stage(f"{measured.damaged} damaged lines of {work} are left out; what they had is measured again")
     if measured.timings:
         on_stage(f"Going on after {measured.visits} batches of networks that an earlier run timed")
-    bench = Bench(supernet, export(supernet, inputs), inputs, setting)
-    if not measured.alone:
+    if not {str(key) for key in _decomposition(bench.supernet, "linear").keys} <= measured.alone.keys():
         on_stage("Timing the parts alone")
         append(work, measured, bench.alone)
     on_stage("Timing whole networks")
-    budget = parse_duration(request.budget)
+    budget, least = parse_duration(request.budget), bench.batches_a_pass + 1
+    own = budget / (PASSES * bench.batches_a_pass)
     networks = bench.networks(request.seed)
-    batches = bench.batches(networks, request.seed)
-    least, own = bench.batches_a_pass + 1, budget / (PASSES * bench.batches_a_pass)
-    for batch in islice(batches, measured.visits, None):
+    for number, batch in enumerate(bench.batches(networks, request.seed)):
+        if number in measured.batches:
+            continue
         on_progress(Progress(measured.visits, measured.seconds, budget))
         pace = measured.seconds / (measured.visits + 1)
-        if measured.seconds + pace > budget and measured.visits >= least:
+        if measured.seconds + pace > budget and number >= least:
             break
-        append(work, measured, lambda batch=batch: bench.visit(batch, measured.alone, own))  # type: ignore[misc]
+        append(
+            work,
+            measured,
+            lambda batch=batch, number=number: bench.visit(batch, measured.alone, own) | {"batch": number},  # type: ignore[misc]
+        )
     on_progress(Progress(measured.visits, budget, budget))
-    on_stage("Fitting rows and testing them")
-    table = conclude(request.supernet, supernet, sku, setting, measured, wrong)
-    return table, write(table, request.out)
 
 
 @dataclass(frozen=True)
@@ -155,11 +192,11 @@ class Bench:
     def alone(self) -> dict[str, Any]:
         """The line of the parts timed alone."""
         parts = _decomposition(self.supernet, "linear")
-        with tempfile.TemporaryDirectory(prefix="qnas-") as name:
+        with scratch() as folder:
             paths: dict[str, Path] = {}
             inputs: dict[str, npt.NDArray[Any]] = {}
-            for part in isolate(self.graph, self.supernet, parts, self.inputs, Path(name)):
-                path = paths[str(part.key)] = Path(name) / f"{len(paths)}.onnx"
+            for part in isolate(self.graph, self.supernet, parts, self.inputs, folder):
+                path = paths[str(part.key)] = folder / f"{len(paths)}.onnx"
                 path.write_bytes(part.model.SerializeToString())
                 inputs |= part.inputs
             latencies = measure.latency(
@@ -215,8 +252,8 @@ class Bench:
         counts = fine.counts(np.array([genes for _, genes in batch]))
         typical = counts @ [alone[str(key)] for key in fine.keys] / 1e3
         a_round = float(np.maximum((RUNS + 1) * typical, TURN + typical).sum())
-        with tempfile.TemporaryDirectory(prefix="qnas-") as name:
-            paths = [Path(name) / f"{i}.onnx" for i in range(len(batch))]
+        with scratch() as folder:
+            paths = [folder / f"{i}.onnx" for i in range(len(batch))]
             for path, (_, genes) in zip(paths, batch, strict=True):
                 path.write_bytes(build(self.graph, self.supernet, space.decode(genes)).SerializeToString())
             left = seconds - 1.5 * (time.monotonic() - began)  # loading takes about half as long as building

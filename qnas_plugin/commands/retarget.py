@@ -6,7 +6,7 @@ table. Nothing is measured unless some evaluations are allowed, which go where p
 
 from __future__ import annotations
 
-import tempfile
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,13 +19,14 @@ import numpy.typing as npt
 
 from qnas_plugin import latency_table, predictors, registry
 from qnas_plugin.belief import Beliefs, believed
-from qnas_plugin.commands.stored import request_in, trials_in
+from qnas_plugin.commands.stored import check_unchanged, request_in, trials_in
 from qnas_plugin.commands.tune import load, load_network
 from qnas_plugin.errors import CandidateError, StudyError, UsageError
 from qnas_plugin.evaluate import Evaluator
 from qnas_plugin.files import make_folder, write_json
 from qnas_plugin.hardware import detect, load_profile, match
 from qnas_plugin.latency_table import Estimator
+from qnas_plugin.locks import alone_in, scratch
 from qnas_plugin.objectives import losses, non_dominated
 from qnas_plugin.request import TuneRequest
 from qnas_plugin.results.write import witness_record
@@ -135,7 +136,9 @@ def retarget(
     if evaluate:
         chosen = known.uncertain([member.candidate for member in members if member.accuracy == "predicted"], evaluate)
         on_stage(f"Evaluating {len(chosen)} candidates")
-        evaluator = load(request).evaluator()
+        loaded = load(request, measures=False)
+        check_unchanged(study, request, loaded.identity, ("data", "processor", "max_length", "metric"))
+        evaluator = loaded.evaluator()
         failed = known.evaluate(evaluator, chosen)
         members = known.pareto_set()
     folder = Path(out) if out else study / "retarget" / profile.name
@@ -163,11 +166,21 @@ def retarget(
         ],
     }
     make_folder(folder)
-    write_json(folder / "retarget.json", record)
-    for i, member in enumerate(members, 1):
-        content = {"schema_version": SCHEMA_VERSION, "key": member.candidate.key, "candidate": dict(member.candidate)}
-        write_json(folder / "candidates" / f"{i}-{member.candidate.key}.json", content)
+    with alone_in(folder):
+        _write(folder, members, record)
     return Retargeted(members, record)
+
+
+def _write(folder: Path, members: Sequence[Member], record: dict[str, Any]) -> None:
+    """Writes the candidates, then what names them, then removes those of an earlier result."""
+    names = [f"{i}-{member.candidate.key}.json" for i, member in enumerate(members, 1)]
+    for name, member in zip(names, members, strict=True):
+        content = {"schema_version": SCHEMA_VERSION, "key": member.candidate.key, "candidate": dict(member.candidate)}
+        write_json(folder / "candidates" / name, content)
+    write_json(folder / "retarget.json", record)
+    for path in (folder / "candidates").iterdir():
+        if path.name not in names and re.fullmatch(r"\d+-[0-9a-f]+\.json", path.name):
+            path.unlink()
 
 
 class _Known:
@@ -236,10 +249,10 @@ class _Known:
     def evaluate(self, evaluator: Evaluator, candidates: Sequence[Candidate]) -> int:
         """Measures the accuracy of candidates and takes it; how many could not be measured."""
         failed = 0
-        with tempfile.TemporaryDirectory(prefix="qnas-") as folder:
+        with scratch() as folder:
             for candidate in candidates:
                 try:
-                    self._add(candidate, evaluator.accuracy(candidate, Path(folder)))
+                    self._add(candidate, evaluator.accuracy(candidate, folder))
                 except CandidateError:
                     failed += 1
         return failed

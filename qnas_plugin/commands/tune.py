@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,12 @@ import numpy as np
 
 from qnas_plugin import hardware, latency_table, registry, tasks
 from qnas_plugin.commands.stored import study_in
-from qnas_plugin.errors import CheckpointError, HardwareError, LatencyTableError, StudyError
+from qnas_plugin.environment import described
+from qnas_plugin.errors import HardwareError, LatencyTableError, StudyError
 from qnas_plugin.evaluate import Evaluator
-from qnas_plugin.files import alone_in, make_folder
+from qnas_plugin.files import make_folder
 from qnas_plugin.latency_table import Estimator
+from qnas_plugin.locks import alone_in, scratch
 from qnas_plugin.measure import Latency
 from qnas_plugin.metrics import load as load_metric
 from qnas_plugin.objectives import hypervolume, losses, signs
@@ -27,7 +29,7 @@ from qnas_plugin.results.write import write_result
 from qnas_plugin.search import Algorithm, ExactMetric, Problem
 from qnas_plugin.space import Candidate, Precision
 from qnas_plugin.study import Evaluation, Study, Trial, drive
-from qnas_plugin.supernets import Network, Supernet, check_labels
+from qnas_plugin.supernets import Network, Supernet, check_labels, check_trained
 
 BASELINES: Mapping[str, tuple[Any, Precision]] = {
     "largest-fp32": ("largest", Precision.FP32),
@@ -88,6 +90,29 @@ class Loaded:
     notes: tuple[str, ...] = ()
     judge: Callable[[Path], float] | None = None
 
+    @property
+    def identity(self) -> dict[str, str]:
+        """What makes the trials of a study comparable.
+
+        Latencies that are measured can be compared under one version of the runtime only; those of a table need none.
+        """
+        identity = {
+            "supernet": self.request.supernet or "onnx",
+            "checkpoint": self.supernet.fingerprint,
+            "data": self.dataset.fingerprint,
+            "processor": tasks.encoding(self.processor, self.dataset),
+            "max_length": str(self.request.max_length or "default"),
+            "hardware": self.profile.name,
+            "setting": str(self.setting),
+        }
+        if self.request.metric:
+            identity["metric"] = self.request.metric
+        if self.estimator:
+            identity["latency"] = f"table of {self.estimator.table.created}"
+        else:
+            identity["onnxruntime"] = version("onnxruntime")
+        return identity
+
     def evaluator(self) -> Evaluator:
         """What builds and measures candidates."""
         return Evaluator(
@@ -112,13 +137,21 @@ class Loaded:
             return cluster_latency.latency(client, self.profile, models, inputs, setting, rounds)
 
 
-def load(request: TuneRequest) -> Loaded:
+def load(request: TuneRequest, *, measures: bool = True) -> Loaded:
     """Loads what a request names.
+
+    Args:
+        request: What is asked.
+        measures: Whether latencies will be measured or looked up; else neither the SKU nor its table is needed.
 
     Raises:
         QnasError: Something is missing, malformed, or doesn't fit the rest.
     """
-    profile, setting, here = load_hardware(request)
+    if measures:
+        profile, setting, here = load_hardware(request)
+    else:  # any machine will do
+        profile = hardware.describe(hardware.detect(), "this-machine")
+        setting, here = _setting(request, profile), True
     task = registry.load("tasks", request.task)
     dataset: tasks.Dataset = task.load(request.data, sizes=request.sizes)
     dataset = replace(dataset, metric=request.metric or dataset.metric)
@@ -126,7 +159,7 @@ def load(request: TuneRequest) -> Loaded:
     supernet = load_network(request)
     check_labels(supernet, dataset.label_names, request.data)
     processor = task.processor(request.source, max_length=request.max_length)
-    if request.latency == "measured":
+    if request.latency == "measured" or not measures:
         return Loaded(request, profile, setting, dataset, processor, supernet, here=here)
     setting = latency_table.setting_of(processor.timing_inputs(setting.batch_size, setting.sequence_length), setting)
     estimator, notes = load_table(request, supernet, profile.name, setting)
@@ -148,9 +181,12 @@ def load_hardware(request: TuneRequest) -> tuple[hardware.HardwareProfile, hardw
             f"latencies are measured here, and this machine is not '{profile.name}': {wrong[0]}; give --hardware auto, "
             "--latency table, or a --cluster with a worker on such a machine"
         )
+    return profile, _setting(request, profile), not wrong
+
+
+def _setting(request: TuneRequest, profile: hardware.HardwareProfile) -> hardware.RuntimeSetting:
     asked = {"threads": request.threads, "batch_size": request.batch, "sequence_length": request.seq_len}
-    setting = profile.runtime.model_copy(update={name: value for name, value in asked.items() if value is not None})
-    return profile, setting, not wrong
+    return profile.runtime.model_copy(update={name: value for name, value in asked.items() if value is not None})
 
 
 def load_network(request: TuneRequest) -> Any:
@@ -167,10 +203,7 @@ def load_network(request: TuneRequest) -> Any:
     supernet: Supernet = registry.load("supernets", request.supernet).load(
         request.checkpoint, precisions=request.precisions
     )
-    if not supernet.pretrained:
-        raise CheckpointError(
-            f"{request.checkpoint} has a configuration but no weights; train it first with: qnas train"
-        )
+    check_trained(supernet, request.source)
     return supernet
 
 
@@ -218,25 +251,17 @@ def tune(
     space = loaded.supernet.space
     if loaded.judge is None:
         on_stage(_sizes(loaded.dataset))
-    identity = {
-        "supernet": request.supernet or "onnx",
-        "checkpoint": loaded.supernet.fingerprint,
-        "data": loaded.dataset.fingerprint,
-        "hardware": loaded.profile.name,
-        "setting": str(loaded.setting),
-    }
-    if request.metric:
-        identity["metric"] = request.metric
-    if loaded.estimator:
-        identity["latency"] = f"table of {loaded.estimator.table.created}"
     storage, name = study_in(request.out, request)
+    if request.storage is not None and name != request.out.resolve().name:
+        request = request.model_copy(update={"study_name": name})
     with (
         alone_in(request.out),
         Study.open(
-            storage, space, request.objectives, identity=identity, limits=request.parsed_limits, name=name
+            storage, space, request.objectives, identity=loaded.identity, limits=request.parsed_limits, name=name
         ) as study,
     ):
         request.write(request.out / "request.toml")
+        _say_what_differs(study, on_stage)
         on_stage("Taking the graph of the network and checking it")
         evaluator = loaded.evaluator()
         groups = evaluator.graph.groups.values()
@@ -273,6 +298,22 @@ def _sizes(dataset: tasks.Dataset) -> str:
     few = "; few: small differences are chance" if min(search, selection or search, report) < FEW else ""
     chosen = f"{selection} choose what is recommended" if selection else "none choose what is recommended"
     return f"{search} examples steer the search, {chosen}, {report} verify it{few}"
+
+
+def _say_what_differs(study: Study, on_stage: Callable[[str], None]) -> None:
+    """Tells what an older version did not record, and what trials were made with that this run has not."""
+    trials = study.trials()
+    if study.taken and trials:
+        on_stage(f"An older version did not record its {', '.join(study.taken)}: taken from this run")
+    now = described()
+    then = {
+        f"{name} {value}"
+        for trial in trials
+        for name, value in trial.environment.items()
+        if name in now and value != now[name]
+    }
+    if then:
+        on_stage(f"Stored trials were made with {', '.join(sorted(then))}, this run has other versions or another CPU")
 
 
 def _search(
@@ -331,10 +372,10 @@ def _search(
                 on_trial=report,
             )
     else:
-        with tempfile.TemporaryDirectory(prefix="qnas-") as folder:
+        with scratch() as folder:
 
             def evaluate(candidate: Candidate) -> Evaluation:
-                return evaluator.evaluate(candidate, Path(folder))
+                return evaluator.evaluate(candidate, folder)
 
             drive(study, algorithm, evaluate, trials=request.trials, on_trial=report)
     if not any(trial.state == "complete" for trial in trials):

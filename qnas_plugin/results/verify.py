@@ -14,6 +14,7 @@ import numpy.typing as npt
 from qnas_plugin import measure
 from qnas_plugin.belief import Beliefs, believed
 from qnas_plugin.evaluate import Evaluator
+from qnas_plugin.files import move_files
 from qnas_plugin.hardware import HardwareProfile
 from qnas_plugin.kernels import Kernels, in_name_only
 from qnas_plugin.metrics import standard_error
@@ -22,7 +23,14 @@ from qnas_plugin.request import TuneRequest
 from qnas_plugin.results.member import REFERENCES, Member, Result
 from qnas_plugin.results.recommend import Part, goal, recommend
 from qnas_plugin.results.statistics import compare
-from qnas_plugin.results.write import latency_record, record_of, witness_record, write_candidate, write_metrics
+from qnas_plugin.results.write import (
+    CANDIDATE_FILE,
+    latency_record,
+    record_of,
+    witness_record,
+    write_candidate,
+    write_metrics,
+)
 from qnas_plugin.space import Candidate
 from qnas_plugin.study import Evaluation, Study
 
@@ -250,14 +258,14 @@ def _selection(evaluator: Evaluator, building: Path) -> Part:
 
 
 def _put_in_place(out: Path, building: Path, result: Result) -> None:
-    """Replaces the members of an earlier verification, only folders of ours, which hold a ``candidate.json``."""
+    """Moves the new folders beside those of an earlier verification, which go when ``pareto.json`` is written."""
     for member in {each.folder: each for each in (*result.baselines, *result.members)}.values():
         write_metrics(building, member)
     for kind in ("pareto", "baselines"):
         (out / kind).mkdir(exist_ok=True)
-        for path in (out / kind).iterdir():
-            if (path / "candidate.json").is_file():
-                shutil.rmtree(path)
         for path in (building / kind).glob("*"):
-            path.rename(out / kind / path.name)
+            if (out / kind / path.name).exists():
+                move_files(path, out / kind / path.name, last=CANDIDATE_FILE)
+            else:
+                path.rename(out / kind / path.name)
     shutil.rmtree(building, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,13 +24,23 @@ from qnas_plugin.workbench import CORE_SHARE
 SCHEMA_VERSION = 2
 """Of ``pareto.json``. 2 has ``selection``, ``limit``, ``witness`` and ``dominated``; readers of 1 find all it had."""
 
+CANDIDATE_FILE = "candidate.json"
+"""Stands in each folder of a candidate that we wrote."""
+
 PARTS = ("train", "calibration", "search", "selection", "report")
 
 
 def write_result(result: Result, trials: Sequence[Trial], out: Path) -> None:
-    """Writes ``pareto.json`` and ``report.html``."""
+    """Writes ``pareto.json`` and ``report.html``, then removes the folders of an earlier verification.
+
+    Killed at any moment, it leaves a ``pareto.json`` whose members are all there.
+    """
     write_json(out / "pareto.json", dict(result.record))
     write_bytes(out / "report.html", render(result.record, trials).encode())
+    named = {out / member.folder for member in (*result.members, *result.baselines)}
+    for path in [*out.glob("pareto/*"), *out.glob("baselines/*")]:
+        if path not in named and (path / CANDIDATE_FILE).is_file():  # only folders of ours
+            shutil.rmtree(path)
 
 
 def write_candidate(evaluator: Evaluator, candidate: Candidate, folder: Path) -> None:
@@ -47,7 +58,7 @@ def write_candidate(evaluator: Evaluator, candidate: Candidate, folder: Path) ->
     except OSError as error:
         raise OutputError(f"cannot write {folder}: {error.strerror or error}") from error
     write_json(
-        folder / "candidate.json",
+        folder / CANDIDATE_FILE,
         {"schema_version": 1, "key": candidate.key, "candidate": dict(candidate)},
     )
 
@@ -68,6 +79,7 @@ def record_of(request: TuneRequest, study: Study, evaluator: Evaluator, profile:
         "hardware": profile.model_dump(mode="json"),
         "setting": evaluator.setting.model_dump(mode="json"),
         "environment": environment(),
+        "identity": study.identity,
         "data": {
             "source": dataset.source,
             "fingerprint": dataset.fingerprint,

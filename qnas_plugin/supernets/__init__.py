@@ -162,6 +162,11 @@ class Supernet(Network, Protocol):
         ...
 
     @property
+    def new_head(self) -> tuple[str, ...]:
+        """The tensors of the head that the checkpoint lacks: random until training; none where it is whole."""
+        ...
+
+    @property
     def shape(self) -> Mapping[str, int | str]:
         """What the time of its parts depends on beside their variables: hidden size, activation, patch size, ..."""
         ...
@@ -193,6 +198,23 @@ class Supernet(Network, Protocol):
     def save(self, folder: Path) -> None:
         """Writes a checkpoint that ``load`` reads, and Hugging Face's ``from_pretrained`` where the class is theirs."""
         ...
+
+
+def check_trained(supernet: Supernet, checkpoint: str) -> None:
+    """Checks that all weights came from the checkpoint.
+
+    Raises:
+        CheckpointError: They, or those of the head, are random.
+    """
+    from qnas_plugin.errors import CheckpointError
+
+    if not supernet.pretrained:
+        raise CheckpointError(f"{checkpoint} has a configuration but no weights; train it first with: qnas train")
+    if supernet.new_head:
+        raise CheckpointError(
+            f"{checkpoint} has no trained head ({', '.join(supernet.new_head)} would be random); train it first with: "
+            "qnas train"
+        )
 
 
 def check_labels(network: Network, label_names: Sequence[str], source: str) -> None:

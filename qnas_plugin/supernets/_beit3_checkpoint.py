@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,12 @@ from torch import nn
 
 from qnas_plugin.errors import CheckpointError
 from qnas_plugin.supernets._beit3_model import FIRST_POSITION
+from qnas_plugin.supernets._checkpoint import check_tensors
 
 POSITIONS = "beit3.encoder.embed_positions.A.weight"
-HEADS = ("head.", "pooler.", "fc_norm.")
+BODY, HEADS = "beit3.", ("head.", "pooler.", "fc_norm.")
+LEFT_OUT = re.compile(r"\.B\.|^beit3\.text_embed\.|\.mask_token$")
+"""What of the body a model for images lacks, or any model that is not pretrained further."""
 
 
 def published(folder: Path) -> Path | None:
@@ -28,7 +32,7 @@ def published(folder: Path) -> Path | None:
 
 
 @torch.no_grad()
-def fill(model: nn.Module, path: Path, *, new_head: bool) -> None:
+def fill(model: nn.Module, path: Path, *, new_head: bool) -> tuple[str, ...]:
     """Copies the weights of a file into a model.
 
     What the model has no place for stays out: the words' experts in a model for images, and what only pretraining has.
@@ -39,8 +43,11 @@ def fill(model: nn.Module, path: Path, *, new_head: bool) -> None:
         path: Of the file.
         new_head: Whether a head that is missing, or of other classes, stays as it is.
 
+    Returns:
+        The tensors of the head that stayed as they are.
+
     Raises:
-        CheckpointError: The file is damaged, or a tensor is missing, of another shape, or of a layer too many.
+        CheckpointError: The file is damaged, or a tensor is missing, of another shape, or one that the model lacks.
     """
     try:
         content: Any = torch.load(path, weights_only=True, map_location="cpu")
@@ -51,16 +58,15 @@ def fill(model: nn.Module, path: Path, *, new_head: bool) -> None:
     wanted = model.state_dict()
     if POSITIONS in state:
         state[POSITIONS] = _stretched(state[POSITIONS], len(wanted[POSITIONS]))
+    missing: dict[str, str] = {}
     for name, tensor in wanted.items():
         if name in state and state[name].shape == tensor.shape:
             tensor.copy_(state[name])
-        elif not (new_head and name.startswith(HEADS)):
+        else:
             got = f"has the shape {tuple(state[name].shape)}" if name in state else "is missing"
-            raise CheckpointError(f"{path}: tensor '{name}' of shape {tuple(tensor.shape)} {got}; check config.json")
-    for name in state:
-        layer = ".".join(name.split(".")[:4])
-        if name.startswith("beit3.encoder.layers.") and not any(own.startswith(f"{layer}.") for own in wanted):
-            raise CheckpointError(f"{path}: the model has no '{layer}'; check num_hidden_layers in config.json")
+            missing[name] = f"of shape {tuple(tensor.shape)} {got}"
+    stray = [name for name in state if name not in wanted and name.startswith(BODY) and not LEFT_OUT.search(name)]
+    return check_tensors(path, missing, stray, is_head=lambda name: name.startswith(HEADS), may_be_new=new_head)
 
 
 def _stretched(positions: torch.Tensor, rows: int) -> torch.Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +20,8 @@ from qnas_plugin.supernets import Elastic
 
 SUPERNET_FILE = "supernet.json"
 SCHEMA_VERSION = 1
+NAMED = 3
+"""How many tensors an error names."""
 
 
 def fingerprint(model: nn.Module, space: SearchSpace) -> str:
@@ -62,6 +64,41 @@ def read_record(checkpoint: str, family: str) -> dict[str, Any] | None:
     if found != family:
         raise CheckpointError(f"{checkpoint} is a '{found}' supernet, not '{family}'; use --supernet {found}")
     return record
+
+
+def check_tensors(
+    source: str | Path,
+    missing: Mapping[str, str],
+    unexpected: Iterable[str],
+    *,
+    is_head: Callable[[str], bool],
+    may_be_new: bool,
+) -> tuple[str, ...]:
+    """Checks that weights are those of a model; only its head may be new, and then replaces another one.
+
+    Args:
+        source: Where the weights are.
+        missing: Tensors of the model that were not found, each with what is wrong: ``of shape (2, 32) is missing``.
+        unexpected: Tensors that the model does not have.
+        is_head: Whether a tensor belongs to a head, of this model or of another one.
+        may_be_new: Whether the head may be new.
+
+    Returns:
+        The missing tensors, all of the head.
+
+    Raises:
+        CheckpointError: Others are missing or unexpected; it names them.
+    """
+    wrong = [f"tensor '{name}' {what}" for name, what in missing.items() if not (may_be_new and is_head(name))]
+    stray = [f"the model has no tensor '{name}'" for name in unexpected if not (missing and is_head(name))]
+    if wrong or stray:
+        shown = [*wrong[:NAMED], *stray[:NAMED]]
+        more = len(wrong) + len(stray) - len(shown)
+        raise CheckpointError(
+            f"{source}: {', '.join(shown)}{f', and {more} more' if more else ''}; check config.json, or whether the "
+            "file of weights is whole"
+        )
+    return tuple(missing)
 
 
 @contextmanager

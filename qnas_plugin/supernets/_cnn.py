@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -117,6 +117,7 @@ class CnnSupernet:
         elastic: The choices that the plan was made with.
         precisions: What the user says of the precision of groups.
         pretrained: Whether the weights are more than random numbers.
+        new_head: The tensors of the head, where it is new and so has random weights.
         training: What ``save`` records about how the weights came about.
     """
 
@@ -128,6 +129,7 @@ class CnnSupernet:
         elastic: Elastic,
         *,
         pretrained: bool,
+        new_head: Sequence[str] = (),
         precisions: Precisions | None = None,
         training: Mapping[str, Any] | None = None,
     ) -> None:
@@ -137,6 +139,7 @@ class CnnSupernet:
         self.elastic = elastic
         self.precisions = precisions or Precisions()
         self.pretrained = pretrained
+        self.new_head = tuple(new_head)
         self.training = dict(training or {})
 
     @property

@@ -15,7 +15,7 @@ from torch import nn
 from qnas_plugin.errors import CheckpointError, QnasError, UsageError
 from qnas_plugin.precision import Precisions
 from qnas_plugin.supernets import Elastic
-from qnas_plugin.supernets._checkpoint import read_record, seeded
+from qnas_plugin.supernets._checkpoint import check_tensors, read_record, seeded
 from qnas_plugin.supernets._cnn import WEIGHTS_FILE, CnnSupernet, Plan
 from qnas_plugin.supernets._cnn_layers import start
 
@@ -84,11 +84,19 @@ def load_cnn(
         raise CheckpointError(f"{path} is no configuration of '{family}': {error}") from None
     model.config = config
     state = _read_weights(folder)
+    new_head: tuple[str, ...] = ()
     if state is not None:
-        _fill(model, state, folder, new_classes=record is None and label_names is not None)
+        new_head = _fill(model, state, folder, new_classes=record is None and label_names is not None)
     training = record["training"] if record else None
     supernet = CnnSupernet(
-        model.eval(), plan, family, chosen, precisions=precisions, pretrained=state is not None, training=training
+        model.eval(),
+        plan,
+        family,
+        chosen,
+        precisions=precisions,
+        pretrained=state is not None,
+        new_head=new_head,
+        training=training,
     )
     supernet.precisions.check(tuple(supernet.groups))
     return supernet
@@ -131,27 +139,31 @@ def _read_weights(folder: Path) -> dict[str, torch.Tensor] | None:
         raise CheckpointError(f"cannot read the weights in {folder}: {type(error).__name__}") from None
 
 
-def _fill(model: nn.Module, state: dict[str, torch.Tensor], folder: Path, *, new_classes: bool) -> None:
+def _fill(model: nn.Module, state: dict[str, torch.Tensor], folder: Path, *, new_classes: bool) -> tuple[str, ...]:
     """Copies weights into a model; with new classes, a classifier of other ones is left out.
+
+    Returns:
+        The tensors of the classifier that stay as they are.
 
     Raises:
         CheckpointError: A tensor is missing, unknown, or of another shape.
     """
     wanted = model.state_dict()
     state = {name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
+    missing: dict[str, str] = {}
     for name, tensor in wanted.items():
         if name.endswith("num_batches_tracked"):
             state[name] = tensor
-        fits = name in state and state[name].shape == tensor.shape
-        if not fits and new_classes and name.startswith("classifier."):
-            state[name] = tensor
-        elif not fits:
+        elif name not in state or state[name].shape != tensor.shape:
             got = f"has the shape {tuple(state[name].shape)}" if name in state else "is missing"
-            raise CheckpointError(f"{folder}: tensor '{name}' of shape {tuple(tensor.shape)} {got}; check config.json")
-    unknown = sorted(state.keys() - wanted.keys())
-    if unknown:
-        raise CheckpointError(f"{folder}: the model has no tensor '{unknown[0]}'; check config.json")
+            missing[name] = f"of shape {tuple(tensor.shape)} {got}"
+            state[name] = tensor
+    stray = sorted(state.keys() - wanted.keys())
+    new = check_tensors(
+        folder, missing, stray, is_head=lambda name: name.startswith("classifier."), may_be_new=new_classes
+    )
     model.load_state_dict(state)
+    return new
 
 
 def _check(chosen: Elastic, largest: Elastic, family: str) -> None:

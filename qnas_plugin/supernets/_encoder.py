@@ -66,6 +66,7 @@ class EncoderSupernet:
         elastic: The choices; each must end with the size that the model has.
         precisions: What the user says of the precision of groups.
         pretrained: Whether the weights are more than random numbers.
+        new_head: The tensors of the head, where it is new and so has random weights.
         training: What ``save`` records about how the weights came about.
     """
 
@@ -76,11 +77,13 @@ class EncoderSupernet:
         elastic: Elastic,
         *,
         pretrained: bool,
+        new_head: Sequence[str] = (),
         precisions: Precisions | None = None,
         training: Mapping[str, Any] | None = None,
     ) -> None:
         config: Any = model.config
         self.pretrained = pretrained
+        self.new_head = tuple(new_head)
         self.model: Any = model
         self.layout = layout
         self.precisions = precisions or Precisions()

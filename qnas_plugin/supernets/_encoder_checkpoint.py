@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -10,8 +11,14 @@ from typing import Any
 from qnas_plugin.errors import CheckpointError
 from qnas_plugin.precision import Precisions
 from qnas_plugin.supernets import Elastic
-from qnas_plugin.supernets._checkpoint import quiet_transformers, read_record, seeded
+from qnas_plugin.supernets._checkpoint import check_tensors, quiet_transformers, read_record, seeded
 from qnas_plugin.supernets._encoder import EncoderSupernet, Layout
+
+POOLER = re.compile(r"(^|\.)pooler\.")
+"""The part of a body that only some heads use."""
+
+UNUSED = re.compile(r"(^|\.)(mask_token|position_ids)$")
+"""Tensors that no classifier computes with."""
 
 
 def load_encoder(
@@ -51,8 +58,8 @@ def load_encoder(
             "num_labels": len(label_names),
             "id2label": dict(enumerate(label_names)),
             "label2id": {name: i for i, name in enumerate(label_names)},
-            "ignore_mismatched_sizes": True,
         }
+    new_head: tuple[str, ...] = ()
     try:
         with quiet_transformers(), seeded(0):
             config = config_class.from_pretrained(checkpoint, trust_remote_code=False)
@@ -66,7 +73,10 @@ def load_encoder(
                 [*folder.glob("*.safetensors*"), *folder.glob("pytorch_model*.bin*")]
             )
             if pretrained:
-                model = model_class.from_pretrained(checkpoint, **options)
+                model, found = model_class.from_pretrained(
+                    checkpoint, ignore_mismatched_sizes=True, output_loading_info=True, **options
+                )
+                new_head = _check_weights(model, checkpoint, found, trained=record is not None, labels=label_names)
             else:
                 config = config_class.from_pretrained(checkpoint, **options)
                 model = model_class._from_config(config, attn_implementation="eager")
@@ -93,10 +103,50 @@ def load_encoder(
         chosen,
         precisions=precisions,
         pretrained=pretrained,
+        new_head=new_head,
         training=training,
     )
     supernet.precisions.check(tuple(supernet.groups))
     return supernet
+
+
+def _check_weights(
+    model: Any, checkpoint: str, found: Mapping[str, Any], *, trained: bool, labels: Sequence[str] | None
+) -> tuple[str, ...]:
+    """Checks what Transformers says of the tensors of a checkpoint, which it otherwise makes up for by random ones.
+
+    Args:
+        model: As it was loaded.
+        checkpoint: Where from.
+        found: The loading information.
+        trained: Whether training of ours wrote it: then nothing may be missing.
+        labels: The classes that a new head is for, where the caller has some.
+
+    Returns:
+        The tensors of the head, where it is new.
+
+    Raises:
+        CheckpointError: Other tensors are missing, of another shape, or unexpected.
+    """
+    body = model.base_model_prefix
+    parts = tuple(f"{name}." for name, _ in getattr(model, body).named_children())
+
+    def is_head(name: str) -> bool:
+        """Of names with the body's prefix, and of those without in checkpoints of the body alone."""
+        return POOLER.search(name) is not None or not name.startswith((f"{body}.", *parts))
+
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    missing = {
+        name: f"of shape {shapes.get(name, '?')} is missing"
+        for name in sorted(found["missing_keys"])
+        if not UNUSED.search(name)
+    }
+    reshaped = sorted(key if isinstance(key, str) else key[0] for key in found["mismatched_keys"])
+    others = {name: f"of shape {shapes[name]} has another shape" for name in reshaped}
+    stray = [name for name in sorted(found["unexpected_keys"]) if not (UNUSED.search(name) or POOLER.search(name))]
+    if labels is None:
+        check_tensors(checkpoint, others, (), is_head=is_head, may_be_new=False)
+    return check_tensors(checkpoint, missing | others, stray, is_head=is_head, may_be_new=not trained)
 
 
 def scaled(largest: int, fractions: Sequence[float], multiple: int = 1) -> tuple[int, ...]:

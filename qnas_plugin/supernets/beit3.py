@@ -115,6 +115,6 @@ def load(
         layouts, checkpoint, label_names, default_elastic, elastic, precisions, config_class=Beit3Config
     )
     if not supernet.pretrained and (file := published(Path(checkpoint))):
-        fill(supernet.model, file, new_head=label_names is not None)
+        supernet.new_head = fill(supernet.model, file, new_head=label_names is not None)
         supernet.pretrained = True
     return supernet

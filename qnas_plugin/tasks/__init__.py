@@ -143,6 +143,26 @@ class Processor(Protocol):
         ...
 
 
+ENCODED = 256
+"""How many search examples a fingerprint of their encoding is of."""
+
+
+def encoding(processor: Processor, dataset: Dataset) -> str:
+    """Twelve hexadecimal digits of what a processor makes of a data set: of its tokenizer or image processor.
+
+    It is of the calibration part and the first ``ENCODED`` examples of the search part. Pixels and other fractions
+    count to two decimals, so that the last bits of another library's version don't.
+    """
+    digest = hashlib.sha256()
+    for inputs in (dataset.calibration.inputs, dataset.search.inputs[:ENCODED]):
+        for batch in processor.batches(inputs, 32) if len(inputs) else ():
+            for name, array in sorted(batch.inputs.items()):
+                whole = np.round(array, 2) + 0.0 if array.dtype.kind == "f" else array
+                digest.update(f"{name} {array.dtype.str} {array.shape} ".encode())
+                digest.update(np.ascontiguousarray(whole).tobytes())
+    return digest.hexdigest()[:12]
+
+
 def checkpoint_folder(checkpoint: str) -> str:
     """Where a checkpoint's tokenizer or image processor is: beside a model file, else the folder or name itself."""
     path = Path(checkpoint)

@@ -26,13 +26,20 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from qnas_plugin.errors import CheckpointError, OutputError, UsageError
+from qnas_plugin.errors import UsageError
 from qnas_plugin.space import Precision
 from qnas_plugin.supernets import Cut, Supernet
 from qnas_plugin.tasks import Batch, Dataset, Examples, OnAccess, Processor
+from qnas_plugin.training import state
 from qnas_plugin.turns import between_measurements
 
-RESUME_FILE = "training.pt"
+FIRST_SAVE_S = 10.0
+"""Seconds after which the state is kept for the first time."""
+
+SAVE_SHARE = 0.05
+"""The share of the time that keeping the state may take."""
+
+
 IMAGES = "pixel_values"
 """The input that images are, by the name that Hugging Face's models have for it."""
 
@@ -92,8 +99,9 @@ def train(
 ) -> bool:
     """Trains the supernet in place on ``dataset.train``; continues what an interrupted call left in ``out``.
 
-    Under ``accelerate launch`` each process takes its share of the batches. The state is kept in ``out/training.pt``
-    every ``save_every_s`` seconds and on Ctrl-C; the caller removes it (``finish``) once the weights are saved.
+    Under ``accelerate launch`` each process takes its share of the batches. The state is kept in ``out/training.pt``:
+    first after ``FIRST_SAVE_S``, then every ``save_every_s`` seconds, on Ctrl-C and SIGTERM, and at the end; the caller
+    removes it (``state.finish``) once the weights are saved.
 
     Returns:
         Whether this is the main process, the one that should save and report.
@@ -111,41 +119,41 @@ def train(
     accelerator = Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
     steps_an_epoch = -(-len(dataset.train) // (settings.batch_size * accelerator.num_processes))
     total = steps_an_epoch * settings.epochs
-    identity = asdict(settings) | {
-        "dataset": dataset.fingerprint,
-        "space": supernet.space.fingerprint,
-        "processes": accelerator.num_processes,
-        "teacher": teacher is not None,
-    }
+    about = state.identity(supernet, dataset, processor, asdict(settings), teacher, accelerator.num_processes)
 
     optimizer = torch.optim.AdamW(_groups(supernet.model, settings.weight_decay), lr=settings.learning_rate)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _linear(total, settings.warmup))
     done = 0
-    state = _read_state(out / RESUME_FILE, identity)
-    if state is None:
+    stored = state.read(out, about)
+    if stored is None:
         if settings.subnets != "none":
             supernet.order(_shuffled(dataset.train, processor, settings, epoch=-1, limit=16))
     else:
         supernet.activate(None)
-        supernet.model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        schedule.load_state_dict(state["schedule"])
-        done = int(state["done"])
+        supernet.model.load_state_dict(stored["model"])
+        optimizer.load_state_dict(stored["optimizer"])
+        schedule.load_state_dict(stored["schedule"])
+        done = int(stored["done"])
 
     supernet.activate(None)
     model, optimizer = accelerator.prepare(supernet.model, optimizer)
     if teacher is not None:
         teacher = teacher.eval().to(accelerator.device)
 
+    kept = done
+
     def save() -> None:
+        nonlocal kept
         if accelerator.is_main_process:
             supernet.activate(None)
-            content = {"identity": identity, "done": done, "model": supernet.model.state_dict()}
+            content = {"identity": about, "done": done, "model": supernet.model.state_dict()}
             content |= {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
-            _write_state(out / RESUME_FILE, content)
+            state.write(out, content, f"what is kept is after {kept} of {total} steps")
+        kept = done
 
     rank, size = accelerator.process_index, accelerator.num_processes
-    began = saved = time.monotonic()
+    began = time.monotonic()
+    due = began + min(FIRST_SAVE_S, save_every_s)
     with _interrupt_later() as interrupted:
         while done < total:
             epoch, first = divmod(done, steps_an_epoch)
@@ -162,11 +170,14 @@ def train(
                 optimizer.zero_grad()
                 done += 1
                 on_step(Step(done, total, loss, time.monotonic() - began))
-                if interrupted.is_set() or time.monotonic() - saved > save_every_s:
+                if interrupted.is_set() or time.monotonic() > due:
+                    start = time.monotonic()
                     save()
-                    saved = time.monotonic()
+                    due = time.monotonic() + max(save_every_s, (time.monotonic() - start) / SAVE_SHARE)
                 if interrupted.is_set():
                     raise KeyboardInterrupt
+        if kept < total:
+            save()
     supernet.activate(None)
     _estimate_statistics(supernet.model, _shuffled(dataset.train, processor, settings, epoch=-1, limit=64))
     supernet.model.to("cpu").eval()
@@ -175,21 +186,20 @@ def train(
 
 @contextmanager
 def _interrupt_later() -> Iterator[threading.Event]:
-    """Turns Ctrl-C into an event, so that a step is never left half done; only the main thread can."""
+    """Turns Ctrl-C, SIGTERM and SIGHUP into an event: a step is never left half done; only the main thread can."""
     interrupted = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield interrupted
         return
-    before = signal.signal(signal.SIGINT, lambda *_: interrupted.set())
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, lambda *_: interrupted.set())
     try:
         yield interrupted
     finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def finish(out: Path) -> None:
-    """Removes the state of a training whose weights have been saved."""
-    (out / RESUME_FILE).unlink(missing_ok=True)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @torch.no_grad()
@@ -360,34 +370,3 @@ def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
 def _linear(total: int, warmup: float) -> Callable[[int], float]:
     rise = max(1, round(total * warmup))
     return lambda step: min((step + 1) / rise, max(0.0, (total - step) / max(1, total - rise)))
-
-
-def _read_state(path: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
-    try:
-        state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
-        stored = state["identity"]
-    except Exception as error:  # torch.load raises many kinds for a damaged file
-        raise CheckpointError(
-            f"{path} is damaged ({type(error).__name__}); delete it to train from the start"
-        ) from None
-    differing = sorted(name for name in identity if stored.get(name) != identity[name])
-    if differing:
-        name = differing[0]
-        raise CheckpointError(
-            f"{path} is of a training with {name} = {stored.get(name)}, now it is {identity[name]}; give the same "
-            "options to continue, or another --out"
-        )
-    return state
-
-
-def _write_state(path: Path, state: dict[str, Any]) -> None:
-    temporary = path.with_suffix(".tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(state, temporary)
-        temporary.replace(path)
-    except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
-        raise OutputError(f"cannot keep the training state in {path}: {error}") from error

@@ -13,13 +13,14 @@ import pytest
 from qnas_plugin import latency_plot, latency_table, registry
 from qnas_plugin.commands import profile
 from qnas_plugin.decompose import GRANULARITIES, Decomposition, join
-from qnas_plugin.errors import HardwareError, LatencyTableError, UsageError
+from qnas_plugin.errors import HardwareError, LatencyTableError, OutputError, UsageError
 from qnas_plugin.hardware import RuntimeSetting, describe, detect
 from qnas_plugin.isolate import build, isolate
 from qnas_plugin.latency_fit import design, errors, fit
 from qnas_plugin.latency_table import Estimator
+from qnas_plugin.locks import alone_in
 from qnas_plugin.materialize import export
-from qnas_plugin.measured import Measured, Timing, joined, resume, steady
+from qnas_plugin.measured import Measured, Timing, append, joined, resume, steady
 from qnas_plugin.quantize import verify
 from qnas_plugin.request import ProfileRequest, parse_duration
 from qnas_plugin.space import Precision
@@ -275,6 +276,20 @@ def test_profile_makes_a_table_and_goes_on_where_it_stopped(
     assert "held-out" in latency_plot.render(table)
     with pytest.raises(LatencyTableError, match="another seed"):
         profile.profile(request.model_copy(update={"seed": 1}))
+    with alone_in(work), pytest.raises(OutputError, match="another process is writing"):
+        profile.profile(request)
+    second = work.read_text().splitlines()[3]
+    work.write_text(work.read_text().replace(f"{second}\n", "x\n"))
+    said: list[str] = []
+    profile.profile(request, on_stage=said.append)
+    assert any(text.startswith("1 damaged lines of") for text in said)
+    assert json.loads(work.read_text().splitlines()[-1])["batch"] == json.loads(second)["batch"]
+    content = file.read_bytes()
+    work.rename(tmp_path / "elsewhere")
+    with pytest.raises(OutputError, match=r"a table that other measurements made; .* --overwrite"):
+        profile.profile(request)
+    assert file.read_bytes() == content
+    assert not work.exists()
 
 
 def test_profile_command_compares_merges_and_plots(tmp_path: Path) -> None:
@@ -287,7 +302,14 @@ def test_profile_command_compares_merges_and_plots(tmp_path: Path) -> None:
         with pytest.raises(SystemExit) as stop:
             main_(*arguments)
         assert not stop.value.code
-    assert set(latency_table.load(tmp_path / "xeon-8280" / old.name).by_key()) == {"a", "b", "c"}
+    merged = tmp_path / "xeon-8280" / old.name
+    assert set(latency_table.load(merged).by_key()) == {"a", "b", "c"}
+    for arguments in (["--merge", old, new, "--out", tmp_path / "old"], ["--plot", old, "--out", old]):
+        before = old.read_bytes()
+        with pytest.raises(SystemExit) as stop:
+            main_(*arguments)
+        assert stop.value.code == 1
+        assert old.read_bytes() == before
     assert "plotly" in old.with_suffix(".html").read_text()
 
 
@@ -321,11 +343,73 @@ def test_example_refuses_a_setting_that_the_model_does_not_take(supernet: Supern
         supernet.example(RuntimeSetting(sequence_length=1000, resolution=1000))
 
 
-def test_resume_refuses_a_damaged_file(tmp_path: Path) -> None:
+def visit(number: int, **changes: Any) -> str:
+    network = {"purpose": "fit", "genes": [0, 1], "ms": 1.0 + number, "spread": 0.1, "core_share": 1.0} | changes
+    return json.dumps({"networks": [network], "seconds": 1.0, "batch": number})
+
+
+DAMAGED = [
+    "{",
+    "[]",
+    "7",
+    "\x00\xff",
+    json.dumps({"networks": [{"ms": 1}]}),
+    visit(3, ms=-1.0),
+    visit(3, ms=float("nan")),
+    visit(3, ms=True),
+    visit(3, ms=10**400),
+    visit(3, genes=[0]),
+    visit(3, genes=[0, 5]),
+    visit(3, purpose="none"),
+    json.dumps({"alone": {"a": "fast"}}),
+    "[" * 100_000,
+]
+
+
+def test_resume_leaves_damaged_lines_out_and_keeps_the_rest(tmp_path: Path) -> None:
+    """Wherever they are; the batch that a line had is timed again."""
     work = tmp_path / "work.jsonl"
-    work.write_text(json.dumps({"seed": 0}) + "\n" + json.dumps({"networks": [{"ms": 1}]}) + "\n")
-    with pytest.raises(LatencyTableError, match="damaged"):
-        resume(work, {"seed": 0})
+    lines = [json.dumps({"seed": 0}), json.dumps({"alone": {"a": 1.0}}), visit(0), visit(1), visit(2)]
+    for at in (1, 2, 4):
+        for damage in DAMAGED:
+            content = "\n".join([*lines[:at], damage, *lines[at + 1 :], ""])
+            work.write_text(content)
+            measured = resume(work, {"seed": 0}, [2, 2])
+            assert measured.damaged == 1
+            assert measured.batches == {number for number in range(3) if number + 2 != at}
+            assert [timing.ms for timing in measured.timings] == [1.0 + number for number in sorted(measured.batches)]
+            assert work.read_text() == content
+
+
+def test_resume_ends_a_last_line_that_lacks_its_newline_and_drops_a_torn_one(tmp_path: Path) -> None:
+    work = tmp_path / "work.jsonl"
+    for last, kept in ((visit(1), 2), (visit(1)[:-9], 1), ('{"networks"', 1)):
+        work.write_text("\n".join([json.dumps({"seed": 0}), visit(0), last]))
+        measured = resume(work, {"seed": 0}, [2, 2])
+        assert (measured.visits, measured.damaged) == (kept, 0)
+        append(work, measured, lambda: json.loads(visit(5)))
+        assert resume(work, {"seed": 0}, [2, 2]).visits == kept + 1
+
+
+def test_resume_starts_anew_only_where_nothing_was_measured(tmp_path: Path) -> None:
+    work = tmp_path / "work.jsonl"
+    for content in ("", '{"se'):  # killed while it wrote the first line
+        work.write_text(content)
+        assert resume(work, {"seed": 0}).visits == 0
+        assert work.read_text() == '{"seed": 0}\n'
+    for content in ("{\n" + visit(0) + "\n", visit(0) + "\n", "\n\n[]\n"):
+        work.write_text(content)
+        with pytest.raises(LatencyTableError, match="first line .* damaged|measured with another seed"):
+            resume(work, {"seed": 0})
+        assert work.read_text() == content
+
+
+def test_resume_takes_lines_of_an_older_version(tmp_path: Path) -> None:
+    """They don't tell the number of their batch."""
+    work = tmp_path / "work.jsonl"
+    old = [{name: value for name, value in json.loads(visit(i)).items() if name != "batch"} for i in range(3)]
+    work.write_text("\n".join([json.dumps({"seed": 0}), *map(json.dumps, old), ""]))
+    assert resume(work, {"seed": 0}, [2, 2]).batches == {0, 1, 2}
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("10m", 600), ("1.5h", 5400)])

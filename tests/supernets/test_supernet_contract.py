@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertForMaskedLM,
+    BertForPreTraining,
+    BertModel,
+)
 
 from qnas_plugin import registry
 from qnas_plugin._quantizer import WEIGHT_INPUT
@@ -19,7 +29,7 @@ from qnas_plugin.errors import CheckpointError, UsageError
 from qnas_plugin.isolate import build, isolate
 from qnas_plugin.materialize import Graph, export, export_module, materialize
 from qnas_plugin.space import Candidate, Precision
-from qnas_plugin.supernets import Elastic, Supernet, check_labels
+from qnas_plugin.supernets import Elastic, Supernet, check_labels, check_trained
 from qnas_plugin.supernets._beit3_model import Beit3ForImageClassification, Beit3ForVisualQuestionAnswering
 from qnas_plugin.supernets._cnn_layers import ElasticConv, ElasticNorm
 from qnas_plugin.tasks import Batch, Inputs
@@ -308,6 +318,78 @@ def test_load_fails_clearly(family: str, checkpoint: Path, tmp_path: Path) -> No
         (tmp_path / "supernet.json").write_text(text)
         with pytest.raises(CheckpointError, match=message):
             load(str(tmp_path))
+
+
+def changed_checkpoint(checkpoint: Path, folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> str:
+    """A copy whose weights were changed."""
+    shutil.copytree(checkpoint, folder)
+    tensors = load_file(checkpoint / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return str(folder)
+
+
+def body_tensor(checkpoint: Path) -> str:
+    """The name of a weight in the middle of the network."""
+    names = sorted(name for name, tensor in load_file(checkpoint / "model.safetensors").items() if tensor.ndim >= 2)
+    return [name for name in names if not name.startswith(("classifier", "head", "pooler"))][len(names) // 2]
+
+
+@pytest.mark.parametrize("labels", [False, True], ids=["as it is", "with new classes"])
+@pytest.mark.parametrize("damage", ["missing", "renamed", "unexpected", "reshaped", "empty", "layers"])
+def test_load_names_tensors_that_do_not_fit(
+    damage: str, labels: bool, family: str, checkpoint: Path, tmp_path: Path
+) -> None:
+    """Whether or not a new head is allowed: the rest of the network never gets random weights."""
+    name = body_tensor(checkpoint)
+    layer = ".".join(name.split(".")[: next(i for i, part in enumerate(name.split(".")) if part.isdigit()) + 1])
+
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        if damage == "unexpected":
+            tensors[f"{layer}.more.weight"] = torch.zeros(1)
+        elif damage == "reshaped":
+            tensors[name] = tensors[name][:1].clone()
+        elif damage == "empty":
+            tensors.clear()
+        elif damage == "layers":
+            for own in [own for own in tensors if own.startswith(f"{layer}.")]:
+                del tensors[own]
+        else:
+            tensor = tensors.pop(name)
+            if damage == "renamed":
+                tensors[f"{name}_of_another_name"] = tensor
+
+    folder = changed_checkpoint(checkpoint, tmp_path / "copy", change)
+    given = [f"{i}" for i in range(LABELS[family] + 1)] if labels else None
+    with pytest.raises(CheckpointError, match=r"missing|has no tensor|shape") as error:
+        module(family).load(folder, label_names=given)
+    named = {"unexpected": f"{layer}.more.weight", "empty": "is missing", "layers": layer}.get(damage, name)
+    assert named in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_load_tells_which_tensors_of_a_head_are_new(family: str, checkpoint: Path) -> None:
+    assert module(family).load(str(checkpoint)).new_head == ()
+    new = module(family).load(str(checkpoint), label_names=[f"{i}" for i in range(LABELS[family] + 1)])
+    shapes = {name: tensor.shape for name, tensor in load_file(checkpoint / "model.safetensors").items()}
+    assert new.new_head
+    assert {name for name, tensor in new.model.state_dict().items() if shapes.get(name) != tensor.shape} == {
+        *new.new_head
+    }
+    with pytest.raises(CheckpointError, match="has no trained head"):
+        check_trained(new, str(checkpoint))
+
+
+def test_load_takes_a_checkpoint_of_the_body_alone(tmp_path: Path) -> None:
+    """As published pretrained models are: other heads are left out, the own one is new, and nothing else."""
+    config = BertConfig(vocab_size=20, hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=48)
+    for number, (kind, lacks) in enumerate({BertModel: 2, BertForMaskedLM: 4, BertForPreTraining: 2}.items()):
+        kind(config).save_pretrained(tmp_path / str(number))
+        loaded = registry.load("supernets", "bert").load(str(tmp_path / str(number)))
+        assert len(loaded.new_head) == lacks
+        assert all("classifier" in name or "pooler" in name for name in loaded.new_head)
+        with pytest.raises(CheckpointError, match=r"no trained head .*classifier\.weight.* qnas train"):
+            check_trained(loaded, "it")
 
 
 def test_load_gives_random_weights_when_there_are_none(family: str, checkpoint: Path, tmp_path: Path) -> None:

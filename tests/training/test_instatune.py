@@ -13,7 +13,8 @@ from qnas_plugin.errors import CheckpointError, UsageError
 from qnas_plugin.space import Precision
 from qnas_plugin.supernets import Elastic, Supernet
 from qnas_plugin.tasks import Dataset, Processor, SplitSizes
-from qnas_plugin.training.instatune import RESUME_FILE, Settings, Step, _augmented, _subnets, accuracy, finish, train
+from qnas_plugin.training.instatune import Settings, Step, _augmented, _subnets, accuracy, train
+from qnas_plugin.training.state import RESUME_FILE, finish
 from tests.supernets import tiny_cnn
 
 SETTINGS = Settings(epochs=2, batch_size=16, learning_rate=1e-3, subnets="sandwich")
@@ -72,15 +73,21 @@ def test_train_changes_only_what_its_setting_says(
     assert ordered == (subnets == "random")
 
 
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_train_continues_exactly_when_interrupted(
-    supernet: Supernet, dataset: Dataset, processor: Processor, bert_checkpoint: Path, tmp_path: Path
+    stop: signal.Signals,
+    supernet: Supernet,
+    dataset: Dataset,
+    processor: Processor,
+    bert_checkpoint: Path,
+    tmp_path: Path,
 ) -> None:
     train(supernet, dataset, processor, SETTINGS, tmp_path / "whole")
     expected = weights(supernet)
 
     def interrupt(step: Step) -> None:
         if step.done == 20:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), stop)
 
     def fresh() -> Supernet:
         loaded: Supernet = registry.load("supernets", "bert").load(
@@ -178,9 +185,9 @@ def test_train_augments_images_the_same_way_each_time_and_no_texts(
     )
     encode: Processor = registry.load("tasks", "image_classification").processor(str(tiny_cnn_checkpoint))
     found = []
-    for augment in (True, True, False):
+    for number, augment in enumerate((True, True, False)):
         cnn: Supernet = tiny_cnn.load(str(tiny_cnn_checkpoint))
-        train(cnn, images, encode, Settings(epochs=1, augment=augment), tmp_path / "images", save_every_s=1e9)
+        train(cnn, images, encode, Settings(epochs=1, augment=augment), tmp_path / f"images-{number}")
         found.append(weights(cnn)["classifier.weight"])
     torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
     assert not torch.allclose(found[0], found[2])
