@@ -422,6 +422,11 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(str(error), EXIT_USAGE)
     except QnasError as error:
         _fail(str(error), EXIT_ERROR)
+    except MemoryError:
+        _fail("this takes more memory than there is; what was finished is kept", EXIT_ERROR)
+    except OSError as error:  # no right to read, a name that is too long, a disk that is gone
+        named = f"cannot use {error.filename}: " if error.filename else ""
+        _fail(f"{named}{error.strerror or error}", EXIT_ERROR)
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package in ("", "qnas_plugin"):

@@ -96,3 +96,21 @@ class StudyError(QnasError, ValueError):
 
 class OutputError(QnasError, OSError):
     """The output folder cannot be used."""
+
+
+def reason(error: BaseException) -> str:
+    """The first line of what a library says, shortened, to stand in a message of ours."""
+    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    line = (said.strip() or type(error).__name__).splitlines()[0]
+    if isinstance(error, KeyError):
+        line = f"there is no {line}"
+    return line if len(line) <= 160 else f"{line[:160]}..."
+
+
+def quoted(value: object) -> str:
+    """A value as a message shows it: one line of at most 80 characters, whatever it is."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer of thousands of digits, lists in lists without end
+        text = f"a value of type {type(value).__name__}"
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from qnas_plugin.doors import door, read_bytes
 from qnas_plugin.errors import LatencyTableError, OutputError
 from qnas_plugin.files import write_bytes
 from qnas_plugin.latency_fit import Floats
@@ -149,7 +150,8 @@ def resume(work: Path, identity: Mapping[str, Any]) -> Measured:
     """What an earlier run measured; begins the file when there is none."""
     measured = Measured()
     try:
-        lines = work.read_text(encoding="utf-8").splitlines() if work.exists() else []
+        with door(LatencyTableError, f"cannot read {work}", "remove it to measure anew"):
+            lines = read_bytes(work).decode(errors="replace").splitlines() if work.exists() else []
         records = []
         for line in lines:
             try:
@@ -171,7 +173,9 @@ def resume(work: Path, identity: Mapping[str, Any]) -> Measured:
             write_bytes(work, "".join(json.dumps(record, sort_keys=True) + "\n" for record in records).encode())
     except OSError as error:
         raise OutputError(f"cannot read or write {work}: {error.strerror or error}") from None
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
+        if isinstance(error, LatencyTableError):
+            raise
         raise LatencyTableError(f"{work} is damaged ({error}); remove it to measure anew") from None
     return measured
 

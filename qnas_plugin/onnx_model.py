@@ -9,7 +9,6 @@ longest common beginning of their names first, and the smallest of them.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import tempfile
 from collections import Counter
@@ -29,6 +28,7 @@ from google.protobuf.message import DecodeError, EncodeError  # type: ignore[imp
 
 from qnas_plugin import timing
 from qnas_plugin._quantizer import WEIGHT_INPUT
+from qnas_plugin.doors import door, read_json
 from qnas_plugin.errors import CheckpointError, UsageError
 from qnas_plugin.materialize import Graph
 from qnas_plugin.outline import Outline
@@ -109,7 +109,8 @@ class OnnxModel:
     @property
     def label_names(self) -> tuple[str, ...]:
         names = self._config.get("id2label", {})
-        return tuple(str(names[str(i)]) for i in range(len(names)))
+        with door(CheckpointError, f"{self.file.parent / 'config.json'}: 'id2label' does not number the classes"):
+            return tuple(str(names[str(i)]) for i in range(len(names)))
 
     @cached_property
     def fingerprint(self) -> str:
@@ -140,11 +141,7 @@ class OnnxModel:
     @cached_property
     def _config(self) -> dict[str, Any]:
         path = self.file.parent / "config.json"
-        try:
-            config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        except ValueError as error:
-            raise CheckpointError(f"{path} is no JSON: {error}") from error
-        return config
+        return read_json(path, CheckpointError, "restore the file") if path.exists() else {}
 
 
 def group(layers: Sequence[onnx.NodeProto], precisions: Precisions) -> dict[str, tuple[str, ...]]:

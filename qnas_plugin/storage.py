@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,11 +13,11 @@ from pathlib import Path
 from typing import IO
 
 import optuna
-import sqlalchemy.exc
 from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from qnas_plugin.errors import OutputError, QnasError, StudyError
+from qnas_plugin.doors import check_files, door
+from qnas_plugin.errors import OutputError, QnasError, StudyError, reason
 from qnas_plugin.objectives import METRICS
 
 
@@ -24,6 +26,8 @@ def load_study(storage: str, name: str, objectives: Sequence[str] | None) -> tup
     path = _file(storage)
     if objectives is None and path is not None and not path.exists():
         raise StudyError(f"there is no study in '{storage}'; make one with: qnas tune")
+    if path is not None and path.exists():
+        _check_file(path)
     if "://" in storage:
         opened = optuna.storages.get_storage(storage)
     else:
@@ -51,13 +55,13 @@ def errors_of(storage: str) -> Iterator[None]:
             f"no driver for '{shown(storage)}' is installed; for PostgreSQL: pip install psycopg2-binary, or "
             "pip install 'psycopg[binary]' and begin the URL with postgresql+psycopg://"
         ) from error
-    except (optuna.exceptions.OptunaError, sqlalchemy.exc.SQLAlchemyError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise StudyError(
-            f"cannot read the study in '{shown(storage)}' ({reason}); give a .journal file or a database URL of Optuna"
-        ) from error
     except OSError as error:
-        raise OutputError(f"cannot use '{shown(storage)}': {error.strerror}") from error
+        raise OutputError(f"cannot use '{shown(storage)}': {reason(error)}") from error
+    except Exception as error:  # Optuna 5.0 and SQLAlchemy 2.1 raise many kinds for a damaged file
+        raise StudyError(
+            f"cannot read the study in '{shown(storage)}' ({reason(error)}); give a .journal file or a database URL of "
+            "Optuna"
+        ) from error
     finally:
         optuna.logging.set_verbosity(verbosity)
 
@@ -69,6 +73,18 @@ def _file(storage: str) -> Path | None:
     if storage.startswith("sqlite:///") and not storage.endswith(":memory:"):
         return Path(storage.removeprefix("sqlite:///"))
     return None
+
+
+def _check_file(path: Path) -> None:
+    """Keeps readers from waiting for ever.
+
+    Raises:
+        OutputError: It is no file.
+    """
+    with door(OutputError, f"cannot use '{path}'", "give another --out"):
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        check_files(path)
 
 
 def shown(storage: str) -> str:
@@ -98,6 +114,8 @@ def lock_file(storage: str) -> IO[bytes] | None:
     if is_database := "://" in storage:
         path = path.with_name(path.name + ".lock")
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+        _check_file(path)
     handle = path.open("a+b")
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

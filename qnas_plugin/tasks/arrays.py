@@ -14,7 +14,6 @@ an item with all axes of the input is what one run gets, alone.
 from __future__ import annotations
 
 import shutil
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +22,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from qnas_plugin.doors import door, read_npz
 from qnas_plugin.errors import CheckpointError, DataError, UsageError
-from qnas_plugin.functions import load_function
+from qnas_plugin.functions import call, load_function
 from qnas_plugin.tasks import (
     SPLITS,
     Batch,
@@ -34,7 +34,6 @@ from qnas_plugin.tasks import (
     SplitSizes,
     content_key,
     held_out_and_report,
-    reason,
 )
 
 LABELS = "labels"
@@ -201,25 +200,18 @@ class ArrayProcessor:
 
 
 def _read(path: Path) -> Pool:
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            return _pool(dict(stored), str(path))
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"cannot read {path} as an .npz file of plain arrays: {reason(error)}") from error
+    with door(DataError, f"cannot read {path} as an .npz file of plain arrays", "save it with numpy.savez"):
+        return _pool(read_npz(path), str(path))
 
 
 def _call(name: str) -> Pool:
     function = load_function(name)
-    try:
-        given = function()
-    except Exception as error:  # whatever a user's function raises
-        raise DataError(f"the function '{name}' failed: {type(error).__name__}: {error}") from error
-    if isinstance(given, Mapping):
-        return _pool({key: np.asarray(value) for key, value in given.items()}, name)
-    examples = [{key: np.asarray(value) for key, value in example.items()} for example in given]
-    return _examples(examples, name)
+    given = call(function, DataError, f"the function '{name}' failed")
+    with door(DataError, f"what the function '{name}' gives is no mapping of arrays, and no list of such"):
+        if isinstance(given, Mapping):
+            return _pool({key: np.asarray(value) for key, value in given.items()}, name)
+        examples = [{key: np.asarray(value) for key, value in example.items()} for example in given]
+        return _examples(examples, name)
 
 
 def _pool(arrays: Mapping[str, npt.NDArray[Any]], source: str) -> Pool:

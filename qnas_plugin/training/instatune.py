@@ -26,6 +26,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from qnas_plugin.doors import door
 from qnas_plugin.errors import CheckpointError, OutputError, UsageError
 from qnas_plugin.space import Precision
 from qnas_plugin.supernets import Cut, Supernet
@@ -362,13 +363,9 @@ def _linear(total: int, warmup: float) -> Callable[[int], float]:
 def _read_state(path: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
     if not path.is_file():
         return None
-    try:
+    with door(CheckpointError, f"{path} is damaged", "delete it to train from the start"):
         state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
-        stored = state["identity"]
-    except Exception as error:  # torch.load raises many kinds for a damaged file
-        raise CheckpointError(
-            f"{path} is damaged ({type(error).__name__}); delete it to train from the start"
-        ) from None
+        stored = dict(state["identity"])
     differing = sorted(name for name in identity if stored.get(name) != identity[name])
     if differing:
         name = differing[0]
