@@ -27,7 +27,10 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 TEXT_MB = 256
-"""Megabytes that a JSON or TOML file or an image may have; those that are written here have a few."""
+"""Megabytes that a JSON file or an image may have; those that are written here have a few."""
+
+TOML_MB, _DOTS = 1, 2000
+"""Megabytes that a TOML file may have, which people write, and dots in one of its lines."""
 
 UNPACKED_GB = 16.0
 """Gigabytes that a data file may have when it is unpacked, unless ``QNAS_MAX_UNPACKED_GB`` says another number."""
@@ -142,7 +145,11 @@ def read_toml(path: Path, error: type[QnasError], problem: str) -> dict[str, Any
         problem: How the line begins then.
     """
     with door(error, problem):
-        return tomllib.loads(read_bytes(path).decode())
+        text = read_bytes(path).decode()
+        # tomllib of Python 3.11 takes the square of the parts of a dotted name, 4 s for 20,000.
+        if len(text) > TOML_MB * 10**6 or any(line.count(".") > _DOTS for line in text.splitlines()):
+            raise ValueError(f"it has more than {TOML_MB} MB, or a line with more than {_DOTS} dots")
+        return tomllib.loads(text)
 
 
 def read_npz(path: Path) -> dict[str, npt.NDArray[Any]]:

@@ -92,7 +92,16 @@ def test_parse_json_takes_whole_characters_and_long_numbers() -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"a = " + b"[" * 100_000, b"a = " + b"9" * 5000, b"a = \xff", b"a", b'a = "\\ud800"']
+    "content",
+    [
+        b"a." * 100_000 + b"a = 1",
+        b"#" * 1_000_001,
+        b"a = " + b"[" * 100_000,
+        b"a = " + b"9" * 5000,
+        b"a = \xff",
+        b"a",
+        b'a = "\\ud800"',
+    ],
 )
 def test_read_toml_refuses_what_is_none(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.toml").write_bytes(content)
