@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -14,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qnas_plugin.doors import door, read_bytes
-from qnas_plugin.errors import LatencyTableError, OutputError
+from qnas_plugin.errors import LatencyTableError, OutputError, quoted
 from qnas_plugin.files import write_bytes
 from qnas_plugin.latency_fit import Floats
 from qnas_plugin.space import Genes
@@ -169,6 +170,7 @@ def resume(work: Path, identity: Mapping[str, Any]) -> Measured:
             )
         for record in records[1:]:
             measured.add(record)
+        _check(measured)
         if len(records) < len(lines):
             write_bytes(work, "".join(json.dumps(record, sort_keys=True) + "\n" for record in records).encode())
     except OSError as error:
@@ -178,6 +180,23 @@ def resume(work: Path, identity: Mapping[str, Any]) -> Measured:
             raise
         raise LatencyTableError(f"{work} is damaged ({error}); remove it to measure anew") from None
     return measured
+
+
+def _check(measured: Measured) -> None:
+    """Looks at what a file says before anybody calculates with it.
+
+    Raises:
+        ValueError: A time is no positive number, or a genotype has another length than the others.
+    """
+    for ms in measured.alone.values():
+        if not (isinstance(ms, int | float) and math.isfinite(ms) and ms >= 0):
+            raise ValueError(f"{quoted(ms)} is no time")
+    for timing in measured.timings:
+        numbers = (timing.ms, timing.spread, timing.core_share)
+        if not (all(isinstance(number, float) and math.isfinite(number) for number in numbers) and timing.ms > 0):
+            raise ValueError(f"{quoted(numbers)} is no measurement")
+        if not all(type(gene) is int for gene in timing.genes) or len(timing.genes) != len(measured.timings[0].genes):
+            raise ValueError(f"{quoted(timing.genes)} is no genotype")
 
 
 def append(work: Path, measured: Measured, make: Callable[[], dict[str, Any]]) -> None:

@@ -26,7 +26,7 @@ from qnas_plugin.space import Precision
 from qnas_plugin.study import Evaluation, Study
 from qnas_plugin.tasks import Dataset, Processor, SplitSizes
 from qnas_plugin.training.instatune import _read_state
-from tests.fuzz import mutators
+from tests.fuzz import mutators, packed
 from tests.fuzz.mutators import Mutator
 from tests.test_latency_table import table
 
@@ -207,8 +207,8 @@ def doors(checkpoints: Mapping[str, Path], sentences: Path, vqa: Path, home: Pat
     torch.save({"state_dict": network.model.state_dict()}, published / "weights.pth")
     torch.save({"identity": {"seed": 0}, "model": network.model.state_dict()}, published / "training.pt")
     found += [
-        (Door("*.pth", "weights.pth", (anything, mutators.archive), supernet("resnet50")), published),
-        (Door("training.pt", "training.pt", (anything, mutators.archive), training_state), published),
+        (Door("*.pth", "weights.pth", (anything, packed.archive), supernet("resnet50")), published),
+        (Door("training.pt", "training.pt", (anything, packed.archive), training_state), published),
         (Door("config.json of a --model", "config.json", (anything, text), named_model), checkpoints["bert"]),
     ]
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
@@ -234,17 +234,16 @@ def _data(sentences: Path, vqa: Path, home: Path) -> list[tuple[Door, Path]]:
         (Door("tables of text", "t.tsv", (anything, table_text), one_table("t.tsv")), tables),
         (Door("tables of text", "t.csv", (anything, table_text), one_table("t.csv")), tables),
         (Door("tables of text", "t.jsonl", (anything, mutators.json_lines), one_table("t.jsonl")), tables),
-        (Door("gzip", "t.tsv.gz", (mutators.gzipped(table_text),), one_table("t.tsv.gz")), tables),
+        (Door("gzip", "t.tsv.gz", (packed.gzipped(table_text),), one_table("t.tsv.gz")), tables),
     ]
     asked = home / "questions"
     shutil.copytree(vqa, asked)
     found += [
         (Door("questions", "train.jsonl", (anything, mutators.json_lines), questions), asked),
-        (Door("questions", "train0.png", (mutators.png,), questions), asked),
+        (Door("questions", "train0.png", (packed.png,), questions), asked),
     ]
     rng = np.random.default_rng(0)
     images = home / "images"
-    number = 0
     for split in ("train", "test"):
         for name in ("cat", "dog"):
             (images / split / name).mkdir(parents=True)
@@ -252,26 +251,25 @@ def _data(sentences: Path, vqa: Path, home: Path) -> list[tuple[Door, Path]]:
                 suffix = ("png", "jpg", "bmp")[i % 3]
                 pixels = rng.integers(0, 255, (8, 8, 3)).astype(np.uint8)
                 Image.fromarray(pixels).save(images / split / name / f"{i}.{suffix}")
-                number += 1
     for i, suffix in enumerate(("png", "jpg", "bmp")):
-        found.append((Door("images", f"train/cat/{i}.{suffix}", (mutators.png,), image_dataset("")), images))
-    packed = home / "packed"
-    packed.mkdir()
-    with tarfile.open(packed / "images.tar", "w") as archive:
+        found.append((Door("images", f"train/cat/{i}.{suffix}", (packed.png,), image_dataset("")), images))
+    archives = home / "archives"
+    archives.mkdir()
+    with tarfile.open(archives / "images.tar", "w") as archive:
         archive.add(images / "train", "train")
         archive.add(images / "test", "test")
-    content = (packed / "images.tar").read_bytes()
-    (packed / "images.tar.gz").write_bytes(gzip.compress(content, mtime=0))
-    (packed / "images.tar.xz").write_bytes(lzma.compress(content))
+    content = (archives / "images.tar").read_bytes()
+    (archives / "images.tar.gz").write_bytes(gzip.compress(content, mtime=0))
+    (archives / "images.tar.xz").write_bytes(lzma.compress(content))
     for name, packing in (("images.tar", ""), ("images.tar.gz", "gz"), ("images.tar.xz", "xz")):
-        found.append((Door("tar", name, (mutators.tar_file(packing),), image_dataset(name)), packed))  # type: ignore[arg-type]
+        found.append((Door("tar", name, (packed.tar_file(packing),), image_dataset(name)), archives))  # type: ignore[arg-type]
     labels = np.arange(40) % 2
     pixels = rng.integers(0, 255, (40, 8, 8)).astype(np.uint8)
-    np.savez_compressed(packed / "images.npz", x_train=pixels, y_train=labels, x_test=255 - pixels, y_test=labels)
-    np.savez(packed / "data.npz", x=rng.standard_normal((40, 3)).astype(np.float32), labels=labels)
+    np.savez_compressed(archives / "images.npz", x_train=pixels, y_train=labels, x_test=255 - pixels, y_test=labels)
+    np.savez(archives / "data.npz", x=rng.standard_normal((40, 3)).astype(np.float32), labels=labels)
     found += [
-        (Door("npz", "images.npz", (mutators.archive,), image_dataset("images.npz")), packed),
-        (Door("npz", "data.npz", (mutators.archive,), arrays), packed),
+        (Door("npz", "images.npz", (packed.archive,), image_dataset("images.npz")), archives),
+        (Door("npz", "data.npz", (packed.archive,), arrays), archives),
     ]
     return found
 
