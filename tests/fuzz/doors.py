@@ -171,7 +171,6 @@ def study(network: Any, storage: str) -> Callable[[Path], object]:
                     assert trial.error is not None or {*OBJECTIVES} <= trial.metrics.keys()
                     assert all(isinstance(value, float) for value in (*trial.seconds.values(), *trial.spread.values()))
                     assert trial.error is None or isinstance(trial.error, str)
-                opened.pareto_trials()
                 if write:
                     sound = network.space.corner("smallest", Precision.FP32)
                     opened.add(sound, Evaluation({"accuracy": 0.5, "latency_ms": 1.0}))
