@@ -459,14 +459,17 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(str(error), EXIT_USAGE)
     except QnasError as error:
         _fail(str(error), EXIT_ERROR)
+    except MemoryError:
+        _fail("this takes more memory than there is; what was finished is kept", EXIT_ERROR)
     except OSError as error:  # wherever it happens, also in files that others write for us
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        where = f" at {error.filename}" if error.filename else ""
-        _fail(
-            f"the disk is full{where}; make room (TMPDIR is for temporary files), the same command continues",
-            EXIT_ERROR,
-        )
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            where = f" at {error.filename}" if error.filename else ""
+            _fail(
+                f"the disk is full{where}; make room (TMPDIR is for temporary files), the same command continues",
+                EXIT_ERROR,
+            )
+        named = f"cannot use {error.filename}: " if error.filename else ""
+        _fail(f"{named}{error.strerror or error}", EXIT_ERROR)
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package in ("", "qnas_plugin"):

@@ -101,32 +101,54 @@ class OutputError(QnasError, OSError):
 
 
 @contextmanager
-def door(error: type[QnasError], what: str) -> Iterator[None]:
-    """The one way in which other people's code meets a user's model or data: whatever it raises is one line of ours.
+def door(error: type[QnasError], problem: str, remedy: str = "") -> Iterator[None]:
+    """The one way in which other people's code meets what a user gives: whatever it raises is one line of ours.
 
-    Libraries that read, convert, quantize and run models raise errors without a common class: of C++ libraries, of
-    protocol buffers, ``KeyError``, ``AssertionError`` and so on. Our own errors and a stop by the user pass.
+    Libraries that parse files, and read, convert, quantize and run models, raise errors without a common class. Our own
+    errors and a stop by the user pass. Nothing but their work, and checking what they gave, belongs inside: a fault of
+    this program would look like one of the file.
 
     Args:
         error: What is raised in their place.
-        what: The beginning of its message: what could not be done, with the name of the file or tensor.
+        problem: How the line begins: what could not be done, with the name of the file or tensor.
+        remedy: How it ends: what to do.
     """
+    hint = f"; {remedy}" if remedy else ""
     try:
         yield
     except QnasError:
         raise
-    except MemoryError as found:
-        raise error(f"{what}: there is not enough memory") from found
-    except Exception as found:  # see above
-        raise error(f"{what}: {one_line(found)}") from found
+    except MemoryError as cause:
+        raise error(f"{problem}: it takes more memory than there is{hint}") from cause
+    except RecursionError as cause:
+        raise error(f"{problem}: it is nested too deeply{hint}") from cause
+    except Exception as cause:
+        raise error(f"{problem}: {reason(cause)}{hint}") from cause
+    except BaseException as cause:
+        if type(cause).__module__ != "pyo3_runtime":  # a panic of a library in Rust, like tokenizers 0.22
+            raise
+        raise error(f"{problem}: {reason(cause)}{hint}") from cause
 
 
-def one_line(error: Exception) -> str:
-    """What a library's error says, in one line of at most 300 characters; its class too where the text says little."""
-    text = " ".join(str(error).split())
-    if text.startswith("[ONNXRuntimeError]"):
-        text = text.split(" : ", 3)[-1]
-    text = re.sub(r"^/\S+\.(cc|h):\d+ ", "", text)  # where in ONNX Runtime's sources it was found
-    if len(text) < 30:
-        text = f"{type(error).__name__}: {text}" if text else type(error).__name__
-    return text if len(text) <= 300 else text[:297] + "..."
+def reason(error: BaseException) -> str:
+    """What a library's error says, in one line of at most 300 characters; its class too where that says little."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    said = str(error).strip()
+    if said.startswith("[ONNXRuntimeError]"):
+        said = said.split(" : ", 3)[-1]
+    line = re.sub(r"^/\S+\.(cc|h):\d+ ", "", (said or type(error).__name__).splitlines()[0])  # where in its sources
+    if isinstance(error, KeyError):
+        line = f"there is no {line}"
+    elif len(line) < 30 and said:
+        line = f"{type(error).__name__}: {line}"
+    return line if len(line) <= 300 else f"{line[:297]}..."
+
+
+def quoted(value: object) -> str:
+    """A value as a message shows it: one line of at most 80 characters, whatever it is."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer of thousands of digits, lists in lists without end
+        text = f"a value of type {type(value).__name__}"
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,10 +11,11 @@ from typing import Annotated, Any, Literal
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from qnas_plugin.doors import read_toml
 from qnas_plugin.environment import Isa
 from qnas_plugin.environment import Machine as Machine
 from qnas_plugin.environment import detect as detect
-from qnas_plugin.errors import HardwareError, UnknownNameError
+from qnas_plugin.errors import HardwareError, UnknownNameError, quoted
 from qnas_plugin.files import write_bytes
 
 _VENDORS = {"GenuineIntel": "Intel", "AuthenticAMD": "AMD"}
@@ -178,7 +178,7 @@ def parse_profile(fields: Mapping[str, Any], where: str) -> HardwareProfile:
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(" ".join(str(part).split()) for part in first["loc"]) or "file"
-        got = "" if first["type"] == "missing" else f", got {first['input']!r:.80}"
+        got = "" if first["type"] == "missing" else f", got {quoted(first['input'])}"
         raise HardwareError(f"{where}: '{field}': {first['msg']}{got}") from None
 
 
@@ -269,10 +269,7 @@ def suggest_name(machine: Machine) -> str:
 
 
 def _read(path: Path) -> HardwareProfile:
-    try:
-        fields = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise HardwareError(f"{path}: cannot be read as TOML: {error}") from error
+    fields = read_toml(path, HardwareError, f"{path}: cannot be read as TOML")
     profile = parse_profile(fields, str(path))
     if profile.name != path.stem:
         raise HardwareError(f"{path}: 'name': is '{profile.name}'; it must be the name of the file, '{path.stem}'")

@@ -19,8 +19,9 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from qnas_plugin.decompose import Decomposition, Granularity, join
+from qnas_plugin.doors import door, parse_json, read_bytes
 from qnas_plugin.environment import environment
-from qnas_plugin.errors import LatencyTableError
+from qnas_plugin.errors import LatencyTableError, quoted
 from qnas_plugin.files import write_bytes
 from qnas_plugin.hardware import HardwareProfile, RuntimeSetting, data_folder, user_folder
 from qnas_plugin.space import Genes
@@ -198,10 +199,8 @@ def load(path: Path) -> LatencyTable:
     Raises:
         LatencyTableError: The file is missing, malformed, or newer than this program.
     """
-    try:
-        text = path.read_bytes()
-    except OSError as error:
-        raise LatencyTableError(f"cannot read the latency table {path}: {error.strerror or error}") from None
+    with door(LatencyTableError, f"cannot read the latency table {path}"):
+        text = read_bytes(path)
     return parse(text, str(path))
 
 
@@ -212,11 +211,11 @@ def parse(text: bytes, where: str) -> LatencyTable:
         LatencyTableError: It is malformed, or newer than this program.
     """
     try:
-        json.loads(text, object_pairs_hook=_without_repeats)
+        parse_json(text)  # fields that stand twice
         return LatencyTable.model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
-        got = "" if first["type"] in ("missing", "json_invalid") else f", got {first['input']!r:.80}"
+        got = "" if first["type"] in ("missing", "json_invalid") else f", got {quoted(first['input'])}"
         place = ".".join(str(part) for part in first["loc"]) or "file"
         hint = "restore the file or make it again with: qnas profile"
         if place == "schema_version" and isinstance(first["input"], int) and first["input"] > SCHEMA_VERSION:
@@ -364,13 +363,6 @@ def minor(version: str | None) -> str:
 def describe(supernet: str, shape: Mapping[str, int | str]) -> str:
     """A supernet and its shape in words."""
     return f"'{supernet}' ({', '.join(f'{label} {size}' for label, size in sorted(shape.items()))})"
-
-
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    twice = [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]
-    if twice:
-        raise ValueError(f"the field '{twice[0]}' stands twice")
-    return dict(pairs)
 
 
 def _rounded(value: Any) -> Any:

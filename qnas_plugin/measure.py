@@ -240,7 +240,27 @@ def _summary(turns: Sequence[npt.NDArray[np.float64]], core_share: npt.NDArray[n
 
 
 def _run(folder: Path) -> None:
-    """Runs the timing process on a folder; when this ends in whatever way, so has the process."""
+    """Runs the timing process on a folder, and once more when it was killed: a trial that failed is never tried again.
+
+    Raises:
+        MeasurementError: It ended in another way than it should.
+    """
+    status = _process(folder)
+    if status < 0:
+        status = _process(folder)
+    if status == 0:
+        return
+    if (folder / "error").exists():
+        raise MeasurementError((folder / "error").read_text(encoding="utf-8"))
+    if status < 0:
+        hint = "; the system may have run out of memory" if -status == signal.SIGKILL else ""
+        raise MeasurementError(f"the timing process was ended twice, by {signal.Signals(-status).name}{hint}")
+    lines = (folder / "stderr").read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    raise MeasurementError(f"the timing process ended with status {status}: {lines[-1] if lines else 'no message'}")
+
+
+def _process(folder: Path) -> int:
+    """The exit status of the timing process; when this ends in whatever way, so has the process."""
     # Its own session, so that Ctrl-C reaches this process alone, which then ends the other.
     with (
         (folder / "stderr").open("wb") as stderr,
@@ -254,18 +274,9 @@ def _run(folder: Path) -> None:
         ) as process,
     ):
         try:
-            status = _status(process)
+            return _status(process)
         finally:
             process.kill()
-    if status == 0:
-        return
-    if (folder / "error").exists():
-        raise MeasurementError((folder / "error").read_text(encoding="utf-8"))
-    if status < 0:
-        hint = "; the system may have run out of memory" if -status == signal.SIGKILL else ""
-        raise MeasurementError(f"the timing process was ended by {signal.Signals(-status).name}{hint}")
-    lines = (folder / "stderr").read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    raise MeasurementError(f"the timing process ended with status {status}: {lines[-1] if lines else 'no message'}")
 
 
 def _status(process: subprocess.Popen[bytes]) -> int:

@@ -14,7 +14,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from qnas_plugin.errors import LatencyTableError, OutputError
+from qnas_plugin.doors import check_files
+from qnas_plugin.errors import LatencyTableError, OutputError, quoted
 from qnas_plugin.latency_fit import Floats
 from qnas_plugin.space import Genes
 
@@ -168,6 +169,7 @@ def resume(work: Path, identity: Mapping[str, Any], sizes: Sequence[int] | None 
     """
     measured = Measured()
     try:
+        check_files(work)
         with work.open("a+b") as file:
             file.seek(0)
             content = file.read()
@@ -203,6 +205,23 @@ def resume(work: Path, identity: Mapping[str, Any], sizes: Sequence[int] | None 
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
             measured.damaged += 1
     return measured
+
+
+def _check(measured: Measured) -> None:
+    """Looks at what a file says before anybody calculates with it.
+
+    Raises:
+        ValueError: A time is no positive number, or a genotype has another length than the others.
+    """
+    for ms in measured.alone.values():
+        if not (isinstance(ms, int | float) and math.isfinite(ms) and ms >= 0):
+            raise ValueError(f"{quoted(ms)} is no time")
+    for timing in measured.timings:
+        numbers = (timing.ms, timing.spread, timing.core_share)
+        if not (all(isinstance(number, float) and math.isfinite(number) for number in numbers) and timing.ms > 0):
+            raise ValueError(f"{quoted(numbers)} is no measurement")
+        if not all(type(gene) is int for gene in timing.genes) or len(timing.genes) != len(measured.timings[0].genes):
+            raise ValueError(f"{quoted(timing.genes)} is no genotype")
 
 
 def append(work: Path, measured: Measured, make: Callable[[], dict[str, Any]]) -> None:

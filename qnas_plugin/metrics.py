@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qnas_plugin.errors import UnknownNameError, UsageError
-from qnas_plugin.functions import load_function
+from qnas_plugin.functions import call, load_function
 
 Outputs = Mapping[str, npt.NDArray[Any]]
 """Outputs of one run by name."""
@@ -193,10 +193,12 @@ class Scorer:
                 {name: values if count > 1 else values[None] for name, values in arrays.items()},
                 {name: np.stack([target[name] for target in expected]) for name in arrays},
             )
-        try:
-            scores = np.atleast_1d(np.asarray(metric(outputs, np.asarray(self.targets)[positions]), dtype=np.float64))
-        except Exception as error:  # whatever a user's function raises
-            raise UsageError(f"the metric '{self.metric}' failed: {type(error).__name__}: {error}") from error
+        labels = np.asarray(self.targets)[positions]
+        scores = call(
+            lambda: np.atleast_1d(np.asarray(metric(outputs, labels), dtype=np.float64)),
+            UsageError,
+            f"the metric '{self.metric}' failed",
+        )
         if scores.shape != (count,) or not ((scores >= 0) & (scores <= 1)).all():
             raise UsageError(
                 f"the metric '{self.metric}' must give {count} scores in [0, 1], one for each example; got "

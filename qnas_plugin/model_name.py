@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
 from qnas_plugin import registry
+from qnas_plugin.doors import door, parse_json, read_bytes
 from qnas_plugin.errors import UsageError
 
 
@@ -39,18 +39,13 @@ def resolve(name: str) -> dict[str, str]:
 
 def _model_type(name: str) -> str:
     """The ``model_type`` in a Hugging Face model's configuration, from a folder, the cache or the hub."""
-    try:
+    with door(UsageError, f"'{name}' is no ONNX file, no folder with one, and no Hugging Face model"):
         if Path(name).is_dir():
-            text = (Path(name) / "config.json").read_text(encoding="utf-8")
+            path = Path(name) / "config.json"
         elif not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
             raise ValueError("those are named organisation/name")
         else:
             from huggingface_hub import hf_hub_download
 
-            text = Path(hf_hub_download(name, "config.json")).read_text(encoding="utf-8")
-        return str(json.loads(text)["model_type"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UsageError(
-            f"'{name}' is no ONNX file, no folder with one, and no Hugging Face model ({reason})"
-        ) from None
+            path = Path(hf_hub_download(name, "config.json"))
+        return str(parse_json(read_bytes(path))["model_type"])

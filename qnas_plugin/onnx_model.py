@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-import json
 import re
 from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ import numpy.typing as npt
 import onnx
 
 from qnas_plugin import timing
+from qnas_plugin.doors import read_json
 from qnas_plugin.errors import CheckpointError, DataError, UsageError, door
 from qnas_plugin.outline import Outline
 from qnas_plugin.plain import Plain, plain
@@ -92,7 +92,8 @@ class OnnxModel:
     @property
     def label_names(self) -> tuple[str, ...]:
         names = self._config.get("id2label", {})
-        return tuple(str(names[str(i)]) for i in range(len(names)))
+        with door(CheckpointError, f"{self.file.parent / 'config.json'}: 'id2label' does not number the classes"):
+            return tuple(str(names[str(i)]) for i in range(len(names)))
 
     @cached_property
     def fingerprint(self) -> str:
@@ -143,11 +144,7 @@ class OnnxModel:
     @cached_property
     def _config(self) -> dict[str, Any]:
         path = self.file.parent / "config.json"
-        try:
-            config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        except ValueError as error:
-            raise CheckpointError(f"{path} is no JSON: {error}") from error
-        return config
+        return read_json(path, CheckpointError, "restore the file") if path.exists() else {}
 
 
 def group(layers: Sequence[onnx.NodeProto], precisions: Precisions) -> dict[str, tuple[str, ...]]:

@@ -24,7 +24,7 @@ from onnx import numpy_helper
 from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_tensor
 
 from qnas_plugin.beside import check_weights
-from qnas_plugin.errors import CheckpointError, door, one_line
+from qnas_plugin.errors import CheckpointError, door, reason
 from qnas_plugin.locks import scratch
 from qnas_plugin.outline import Outline, is_large
 from qnas_plugin.tidy import nodes, tidy
@@ -87,7 +87,7 @@ def _read(file: Path) -> onnx.ModelProto:
         raise CheckpointError(f"no file '{file}'; give --model FILE.onnx") from None
     except (OSError, DecodeError, ValueError) as error:
         large = ", it is larger than the 2 GB that one file can have" if _size(file) >= 1 << 31 else ""
-        raise CheckpointError(f"cannot read '{file}' as an ONNX model{large}: {one_line(error)}") from error
+        raise CheckpointError(f"cannot read '{file}' as an ONNX model{large}: {reason(error)}") from error
     if not model.graph.node:
         raise CheckpointError(f"cannot read '{file}' as an ONNX model: it has no nodes")
     seen: set[str] = set()

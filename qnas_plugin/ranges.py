@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from qnas_plugin.doors import read_json
 from qnas_plugin.errors import OutputError
 from qnas_plugin.files import write_json
 
@@ -32,7 +33,7 @@ def folder() -> Path:
 def load(key: str) -> dict[str, tuple[float, float]] | None:
     """The ranges under a key; None when there are none, or not all of them as they were written."""
     try:
-        record = json.loads((folder() / f"{key}.json").read_bytes())
+        record = read_json(folder() / f"{key}.json", OutputError, "it is made anew")
         ranges = {name: (float(low), float(high)) for name, (low, high) in record["ranges"].items()}
         return ranges if record["seal"] == _seal(key, ranges) else None
     except (OSError, ValueError, TypeError, KeyError, AttributeError):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -21,7 +20,8 @@ from pydantic import (
 )
 
 from qnas_plugin import registry, storage_url
-from qnas_plugin.errors import UnknownNameError, UsageError
+from qnas_plugin.doors import read_toml
+from qnas_plugin.errors import UnknownNameError, UsageError, quoted
 from qnas_plugin.files import write_bytes
 from qnas_plugin.hardware import user_folder
 from qnas_plugin.model_name import resolve
@@ -47,12 +47,14 @@ class Options(BaseModel):
         Raises:
             UsageError: The file cannot be read, or a name or value in either is wrong.
         """
-        values = read_config(config) if config else {}
+        values = read_toml(config, UsageError, f"cannot read --config {config} as TOML") if config else {}
         unknown = [name for name in values if name not in cls.model_fields]
         if unknown:
-            where = UnknownNameError("option", unknown[0], cls.model_fields)
+            where = UnknownNameError("option", f"{unknown[0]:.80}", cls.model_fields)
             raise UsageError(f"{config}: {where}")
         values |= {name: value for name, value in options.items() if value is not None}
+        for name, value in values.items():
+            _check_value(name, value)
         try:
             return cls(**values)
         except ValidationError as error:
@@ -239,7 +241,7 @@ class TuneRequest(Request):
     @model_validator(mode="before")
     @classmethod
     def _of_a_model(cls, values: dict[str, Any]) -> dict[str, Any]:
-        if not values.get("model"):
+        if not isinstance(values.get("model"), str) or not values["model"]:
             return values
         if values.get("supernet") or values.get("checkpoint"):
             raise UsageError("give --model, or --supernet and --checkpoint, not both")
@@ -354,18 +356,21 @@ def parse_duration(text: str) -> float:
     return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """The table of a TOML file.
+def _check_value(name: str, value: Any) -> None:
+    """Keeps out what no file can be named and no request can be written with.
 
     Raises:
-        UsageError: It cannot be read or is no TOML.
+        UsageError: A text has a NUL character or is not Unicode, or a number is longer than 64 bits.
     """
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"cannot read --config {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"--config {path} is no TOML: {error}") from None
+    for item in value if isinstance(value, list | tuple) else [value]:
+        if isinstance(item, str | Path) and re.search("[\0\ud800-\udfff]", str(item)):
+            raise UsageError(f"{_option(name)} {quoted(str(item))} has a NUL, or is not in UTF-8")
+        if isinstance(item, int) and abs(item) >= 2**63:
+            raise UsageError(f"{_option(name)} is a number of more than 64 bits")
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 def _first_error(error: ValidationError) -> UsageError:
@@ -374,7 +379,7 @@ def _first_error(error: ValidationError) -> UsageError:
         if isinstance(cause, UsageError):  # what is wrong says more than what is missing
             return cause
     first = errors[0]
-    name = "--" + ".".join(str(part) for part in first["loc"]).replace("_", "-")
+    name = _option(".".join(str(part) for part in first["loc"]))
     if first["type"] == "missing":
         return UsageError(f"{name} is missing; see: qnas --help")
-    return UsageError(f"{name} {first['input']!r}: {first['msg']}")
+    return UsageError(f"{name} {quoted(first['input'])}: {first['msg']}")

@@ -22,7 +22,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from qnas_plugin.errors import UsageError
+from qnas_plugin.errors import UsageError, quoted
 
 Value = int | float | str
 Genes = npt.NDArray[np.int64]
@@ -165,7 +165,7 @@ class SearchSpace:
         """
         unknown = [name for name in values if name not in self.index]
         if unknown:
-            raise UsageError(f"the search space has no variable '{unknown[0]}'; see it with: qnas show space")
+            raise UsageError(f"the search space has no variable {quoted(unknown[0])}; see it with: qnas show space")
         kept: dict[str, Value] = {}
         for variable in self.variables:
             when = variable.when
@@ -175,7 +175,7 @@ class SearchSpace:
                 raise UsageError(f"the candidate has no value for '{variable.name}'; allowed: {list(variable.choices)}")
             value = values[variable.name]
             if isinstance(value, bool) or value not in variable.choices:
-                raise UsageError(f"'{variable.name}' cannot be {value!r}; allowed: {list(variable.choices)}")
+                raise UsageError(f"'{variable.name}' cannot be {quoted(value)}; allowed: {list(variable.choices)}")
             kept[variable.name] = variable.choices[variable.choices.index(value)]
         return Candidate(tuple(kept.items()))
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 import optuna
-import sqlalchemy.exc
 from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from qnas_plugin.errors import OutputError, QnasError, StudyError
+from qnas_plugin.doors import check_files, door
+from qnas_plugin.errors import OutputError, QnasError, StudyError, reason
 from qnas_plugin.objectives import METRICS
 from qnas_plugin.storage_url import VARIABLE, lacks_password, scrubbed, secrets, shown, with_password
 
@@ -27,8 +29,10 @@ def load_study(storage: str, name: str, objectives: Sequence[str] | None) -> tup
     path = _file(storage)
     if objectives is None and path is not None and not path.exists():
         raise StudyError(f"there is no study in '{storage}'; make one with: qnas tune")
-    if path is not None and path.is_file() and "://" not in storage:
-        _check_header(path)
+    if path is not None and path.exists():
+        _check_file(path)
+        if "://" not in storage:
+            _check_header(path)
     if "://" in storage:
         opened = optuna.storages.get_storage(with_password(storage))
     else:
@@ -87,15 +91,14 @@ def errors_of(storage: str) -> Iterator[None]:
             f"no driver for '{shown(storage)}' is installed; for PostgreSQL: pip install psycopg2-binary, or "
             "pip install 'psycopg[binary]' and begin the URL with postgresql+psycopg://"
         ) from error
-    except (optuna.exceptions.OptunaError, sqlalchemy.exc.SQLAlchemyError, ValueError, KeyError) as error:
-        reason = scrubbed(str(error).splitlines()[0], storage) if str(error) else type(error).__name__
+    except OSError as error:
+        raise OutputError(f"cannot use '{shown(storage)}': {reason(error)}") from error
+    except Exception as error:  # Optuna 5.0 and SQLAlchemy 2.1 raise many kinds for a damaged file
         hint = f", its password in {VARIABLE}" if lacks_password(storage) else ""
         raise StudyError(
-            f"cannot read the study in '{shown(storage)}' ({reason}); give a .journal file or a database URL of "
-            f"Optuna{hint}"
+            f"cannot read the study in '{shown(storage)}' ({scrubbed(reason(error), storage)}); give a .journal file "
+            f"or a database URL of Optuna{hint}"
         ) from (error if not secrets(storage) else None)
-    except OSError as error:
-        raise OutputError(f"cannot use '{shown(storage)}': {error.strerror}") from error
     finally:
         optuna.logging.set_verbosity(verbosity)
 
@@ -107,6 +110,18 @@ def _file(storage: str) -> Path | None:
     if storage.startswith("sqlite:///") and not storage.endswith(":memory:"):
         return Path(storage.removeprefix("sqlite:///"))
     return None
+
+
+def _check_file(path: Path) -> None:
+    """Keeps readers from waiting for ever.
+
+    Raises:
+        OutputError: It is no file.
+    """
+    with door(OutputError, f"cannot use '{path}'", "give another --out"):
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        check_files(path)
 
 
 class _NoLock:
@@ -131,6 +146,8 @@ def lock_file(storage: str) -> IO[bytes] | None:
     if is_database := "://" in storage:
         path = path.with_name(path.name + ".lock")
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+        _check_file(path)
     handle = path.open("a+b")
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

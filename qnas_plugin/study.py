@@ -5,6 +5,7 @@ Trials live in an Optuna storage: a journal file by default, or any of its datab
 
 from __future__ import annotations
 
+import json
 import math
 import time
 import warnings
@@ -14,13 +15,13 @@ from datetime import timedelta
 from typing import IO, Any, Literal, TypeVar
 
 import optuna
-import sqlalchemy.exc
 from optuna.distributions import CategoricalDistribution
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from qnas_plugin.belief import Halves
-from qnas_plugin.errors import CandidateError, OutputError, StudyError
+from qnas_plugin.doors import door
+from qnas_plugin.errors import CandidateError, OutputError, StudyError, UsageError, quoted
 from qnas_plugin.objectives import Limit
 from qnas_plugin.search import Algorithm, Observation
 from qnas_plugin.space import Candidate, SearchSpace
@@ -95,10 +96,11 @@ class Study:
         lock: IO[bytes] | None,
         identity: Mapping[str, str],
         taken: Sequence[str],
+        where: str,
     ) -> None:
         self.identity, self.taken = dict(identity), tuple(taken)
         self.space, self.objectives, self.limits = space, objectives, limits
-        self._study, self._storage, self._lock = study, storage, lock
+        self._study, self._storage, self._lock, self._where = study, storage, lock, where
         self._distributions = {variable.name: CategoricalDistribution(variable.choices) for variable in space.variables}
 
     @classmethod
@@ -152,7 +154,7 @@ class Study:
             if lock is not None:
                 lock.close()
             raise
-        return cls(study, opened, space, tuple(objectives), tuple(limits), lock, identity, taken)
+        return cls(study, opened, space, tuple(objectives), tuple(limits), lock, identity, taken, storage)
 
     def close(self) -> None:
         """Lets other processes write. Nothing is lost without it: each trial is on disk when ``add`` returns."""
@@ -172,7 +174,8 @@ class Study:
         Raises:
             StudyError: A stored trial was changed to something outside the space.
         """
-        finished = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL))
+        with errors_of(self._where):
+            finished = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL))
         return [self._read(trial) for trial in finished]
 
     def add(self, candidate: Candidate, evaluation: Evaluation) -> Trial:
@@ -199,12 +202,9 @@ class Study:
         )
         assert record.datetime_complete is not None
         record.datetime_start = record.datetime_complete - timedelta(seconds=sum(evaluation.seconds.values()))
-        try:
+        with door(OutputError, "cannot store a trial", "those before it are stored"):
             self._study.add_trial(record)
-        except (OSError, sqlalchemy.exc.SQLAlchemyError) as error:
-            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-            raise OutputError(f"cannot store a trial ({reason}); those before it are stored") from error
-        number = len(self._study.get_trials(deepcopy=False)) - 1
+            number = len(self._study.get_trials(deepcopy=False)) - 1
         return Trial(**vars(evaluation), number=number, candidate=candidate)
 
     def _checked(self, evaluation: Evaluation) -> Evaluation:
@@ -223,25 +223,25 @@ class Study:
 
     def _read(self, trial: FrozenTrial) -> Trial:
         attributes = trial.user_attrs
-        try:
-            candidate = self.space.candidate(trial.params)
+        with door(StudyError, f"stored trial {trial.number} cannot be read", "start anew in another --out"):
+            json.dumps(attributes, ensure_ascii=False).encode()  # half a character could be neither shown nor written
+            try:
+                candidate = self.space.candidate(trial.params)
+            except UsageError as error:
+                raise ValueError(error) from error
             metrics = _finite(attributes["metrics"])
             if trial.state == TrialState.COMPLETE and not all(name in metrics for name in self.objectives):
                 raise ValueError("it lacks an objective")
             return Trial(
                 metrics=metrics,
-                spread=attributes["spread"],
-                seconds=attributes["seconds"],
-                environment=attributes["environment"],
-                error=attributes["error"] if trial.state == TrialState.FAIL else None,
+                spread=_finite(attributes["spread"]),
+                seconds=_finite(attributes["seconds"]),
+                environment=dict(attributes["environment"]),
+                error=str(attributes["error"]) if trial.state == TrialState.FAIL else None,
                 halves=_halves(attributes.get("halves")),
                 number=trial.number,
                 candidate=candidate,
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise StudyError(
-                f"stored trial {trial.number} cannot be read ({error}); start anew in another --out"
-            ) from error
 
 
 def drive(
@@ -311,7 +311,8 @@ def _identity(storage: str, attribute: Mapping[str, object] | None) -> dict[str,
             f"the study in '{shown(storage)}' is not one of this version of qnas; start anew in another --out"
         )
     identity = attribute["identity"]
-    assert isinstance(identity, dict)
+    if not isinstance(identity, dict):
+        raise StudyError(f"the study in '{shown(storage)}' is damaged: its identity is {quoted(identity)}")
     return identity
 
 

@@ -24,7 +24,7 @@ import numpy.typing as npt
 import onnxruntime
 import psutil
 
-from qnas_plugin.errors import one_line
+from qnas_plugin.errors import reason
 
 _FATAL = 4
 _SPIN = 0.08  # seconds in which threads of ONNX Runtime 1.31 look for work after a run: they would slow the next model
@@ -158,7 +158,7 @@ def main(folder: Path) -> int:
                     model, feed(model, inputs), request, warm_up
                 )
             except Exception as error:  # what ONNX Runtime 1.31 raises has no common class
-                message = f"cannot time '{Path(request.models[i]).name}': {one_line(error)}"
+                message = f"cannot time '{Path(request.models[i]).name}': {reason(error)}"
                 (folder / "error").write_text(message, encoding="utf-8")
                 return 1
             if request.keep_loaded:

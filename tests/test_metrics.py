@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +28,10 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         "def near(outputs, labels):\n    return 1 - abs(outputs['y'][:, 0] - labels)\n"
         "def total(outputs, labels):\n    return [0.5]\n"
         "def broken(outputs, labels):\n    return 1 / 0\n"
+        "def leaves(outputs, labels):\n    import sys\n    sys.exit(0)\n"
+        "def turns(outputs, labels):\n    import time\n    end = time.monotonic() + 2\n"
+        "    while time.monotonic() < end:\n        pass\n"
+        "def sleeps(outputs, labels):\n    import time\n    time.sleep(1e6)\n"
         "number = 3\n"
     )
     monkeypatch.chdir(tmp_path)
@@ -131,3 +137,20 @@ def test_scorer_gives_soft_scores_where_the_metric_has_some() -> None:
     np.testing.assert_allclose(agreeing, [0.7, 0.8])
     assert Scorer("cosine", theirs).soft(outputs, positions) is None
     assert Scorer("accuracy", np.array(["a", "b"])).soft(outputs, positions) is None
+
+
+@pytest.mark.parametrize("in_worker", [False, True])
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [("leaves", "SystemExit: 0"), ("turns", "no end within 0.2 seconds"), ("sleeps", "no end within 0.2 seconds")],
+)
+def test_scorer_ends_in_one_line_when_a_function_does_not_return(
+    mine: str, monkeypatch: pytest.MonkeyPatch, function: str, message: str, in_worker: bool
+) -> None:
+    """Workers run in threads, where signals do not go."""
+    monkeypatch.setenv("QNAS_FUNCTION_SECONDS", "0.2")
+    scorer = Scorer(f"{mine}:{function}", np.zeros(2))
+    with ThreadPoolExecutor(1) as pool:
+        score = partial(scorer, {"y": np.zeros((2, 1))}, np.arange(2))
+        with pytest.raises(UsageError, match=f"the metric 'user_metrics:{function}' failed: {message}"):
+            pool.submit(score).result() if in_worker else score()

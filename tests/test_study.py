@@ -266,7 +266,7 @@ def test_add_is_one_error_when_the_disk_is_full_and_the_study_goes_on_later(jour
         ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (journal.stat().st_size + 50, limit[1]))
         try:
-            with pytest.raises(OutputError, match=r"cannot store a trial \(.+\); those before it are stored"):
+            with pytest.raises(OutputError, match=r"cannot store a trial: .+; those before it are stored"):
                 study.add(candidates(2)[1], evaluate(candidates(2)[1]))
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limit)

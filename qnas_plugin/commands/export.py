@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import filecmp
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from qnas_plugin.commands.stored import check_unchanged, request_in
 from qnas_plugin.commands.tune import load
-from qnas_plugin.errors import OutputError, QnasError, UsageError
+from qnas_plugin.doors import door, read_json
+from qnas_plugin.errors import OutputError, QnasError, StudyError, UsageError
 from qnas_plugin.files import make_folder, move_files
 from qnas_plugin.locks import alone_in, scratch
 from qnas_plugin.request import TuneRequest
@@ -111,37 +111,38 @@ def _model_in(out: Path) -> str | None:
     if not models and not (out / CANDIDATE_FILE).exists():
         return None
     try:
-        return str(json.loads((out / CANDIDATE_FILE).read_text(encoding="utf-8"))["key"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return str(read_json(out / CANDIDATE_FILE, UsageError, "")["key"])
+    except (QnasError, KeyError):
         return "a model that qnas export did not write"
 
 
 def _read(path: Path, space: SearchSpace) -> Candidate:
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+    remedy = "take one from pareto/*/candidate.json"
+    record = read_json(path, UsageError, remedy)
+    with door(UsageError, f"{path} holds no candidate", remedy):
         return space.candidate(record.get("candidate", record))
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from None
-    except QnasError:
-        raise
-    except (ValueError, TypeError, AttributeError) as error:
-        raise UsageError(f"{path} holds no candidate: {error}; take one from pareto/*/candidate.json") from None
 
 
 def _stored(study: Path, key: str | None, space: SearchSpace) -> Candidate:
     path = study / "pareto.json"
-    if not path.is_file():
+    if not path.exists():
         raise UsageError(f"{path} does not exist yet; finish the study with qnas tune, or give --candidate")
-    record = json.loads(path.read_text(encoding="utf-8"))
-    members = [*record["members"], *record["baselines"]]
-    if key is None:
-        if record["recommended"] is None:
-            raise UsageError(f"the study recommends no member ({record['reason']}); give --key")
-        found = [member for member in members if member["name"] == record["recommended"]]
-    else:
-        found = [member for member in members if member["key"].startswith(key) or member["name"] == key]
-    keys = {member["key"]: member for member in found}
-    if len(keys) != 1:
-        have = ", ".join(member["name"] for member in members)
-        raise UsageError(f"{len(keys)} members have a key or name like '{key}'; have: {have}")
-    return space.candidate(next(iter(keys.values()))["candidate"])
+    remedy = "make it again with: qnas tune, or give --candidate"
+    record = read_json(path, StudyError, remedy)
+    with door(StudyError, f"{path} is not what qnas tune wrote", remedy):
+        members = [*record["members"], *record["baselines"]]
+        if key is None:
+            if record["recommended"] is None:
+                raise UsageError(f"the study recommends no member ({record['reason']}); give --key")
+            found = [member for member in members if member["name"] == record["recommended"]]
+        else:
+            found = [member for member in members if member["key"].startswith(key) or member["name"] == key]
+        keys = {member["key"]: member for member in found}
+        if len(keys) != 1:
+            have = ", ".join(member["name"] for member in members)
+            raise UsageError(f"{len(keys)} members have a key or name like '{key}'; have: {have}")
+        (member,) = keys.values()
+        candidate = space.candidate(member["candidate"])
+        if candidate.key != member["key"]:
+            raise ValueError(f"the key of '{member['name']}' is {member['key']}, its candidate's is {candidate.key}")
+        return candidate

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from qnas_plugin.doors import check_files, door
 from qnas_plugin.errors import CheckpointError
 from qnas_plugin.supernets._beit3_model import FIRST_POSITION
 from qnas_plugin.supernets._checkpoint import check_tensors
@@ -49,12 +50,11 @@ def fill(model: nn.Module, path: Path, *, new_head: bool) -> tuple[str, ...]:
     Raises:
         CheckpointError: The file is damaged, or a tensor is missing, of another shape, or one that the model lacks.
     """
-    try:
+    with door(CheckpointError, f"cannot read the weights in {path}", "restore the file"):
+        check_files(path)
         content: Any = torch.load(path, weights_only=True, map_location="cpu")
         state = content.get("model", content.get("module", content))
         state = {name: tensor.float() for name, tensor in state.items() if isinstance(tensor, torch.Tensor)}
-    except Exception as error:  # torch.load raises many kinds for a damaged file
-        raise CheckpointError(f"cannot read the weights in {path}: {type(error).__name__}") from None
     wanted = model.state_dict()
     if POSITIONS in state:
         state[POSITIONS] = _stretched(state[POSITIONS], len(wanted[POSITIONS]))

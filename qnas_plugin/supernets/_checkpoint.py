@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from qnas_plugin.errors import CheckpointError
+from qnas_plugin.doors import door, read_json
+from qnas_plugin.errors import CheckpointError, quoted
 from qnas_plugin.files import write_json
 from qnas_plugin.space import SearchSpace
 from qnas_plugin.supernets import Elastic
@@ -22,6 +23,8 @@ SUPERNET_FILE = "supernet.json"
 SCHEMA_VERSION = 1
 NAMED = 3
 """How many tensors an error names."""
+_LARGEST, _DEEPEST = 2**24, 1000
+"""A size that a configuration may name, and a number of layers."""
 
 
 def fingerprint(model: nn.Module, space: SearchSpace) -> str:
@@ -53,12 +56,16 @@ def read_record(checkpoint: str, family: str) -> dict[str, Any] | None:
     path = Path(checkpoint) / SUPERNET_FILE
     if not path.is_file():
         return None
-    try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        version, found = int(record["schema_version"]), record["supernet"]
+    remedy = "train again or restore the file"
+    record = read_json(path, CheckpointError, remedy)
+    with door(CheckpointError, f"{path} is damaged", remedy):
+        version, found, training = int(record["schema_version"]), record["supernet"], record["training"]
+        if not isinstance(training, dict):
+            raise ValueError(f"'training' is {quoted(training)}")
+        for name, choices in record["elastic"].items():
+            if not all(type(choice) in (int, float) and 0 <= choice <= _LARGEST for choice in choices):
+                raise ValueError(f"the choices for {name} are {quoted(choices)}")
         record["elastic"] = Elastic(**{name: tuple(choices) for name, choices in record["elastic"].items()})
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path} is damaged ({error}); train again or restore the file") from None
     if version > SCHEMA_VERSION:
         raise CheckpointError(f"{path} has schema version {version}, this program reads {SCHEMA_VERSION}; update it")
     if found != family:
@@ -99,6 +106,28 @@ def check_tensors(
             "file of weights is whole"
         )
     return tuple(missing)
+
+
+def check_size(config: Any, build: Callable[[], nn.Module]) -> None:
+    """Builds the model of a configuration without its weights, before its weights fill the memory.
+
+    Args:
+        config: As Hugging Face reads it.
+        build: Makes the model.
+
+    Raises:
+        ValueError: A number is no size of a network, or the machine has not the memory for the weights.
+    """
+    for name, value in config.to_dict().items():
+        most = _DEEPEST if "layers" in name or name == "depths" else _LARGEST
+        numbers = value if isinstance(value, list | tuple) else [value]
+        if wrong := [number for number in numbers if isinstance(number, int) and abs(number) > most]:
+            raise ValueError(f"'{name}' is {quoted(wrong[0])}, allowed is up to {most}")
+    with torch.device("meta"):
+        needed = 4 * sum(tensor.numel() for tensor in build().parameters())
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > memory:
+        raise ValueError(f"its weights take {needed / 1e9:.1f} GB, this machine has {memory / 1e9:.1f}")
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -12,10 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from qnas_plugin.errors import CheckpointError, QnasError, UsageError
+from qnas_plugin.doors import check_files, door, read_json
+from qnas_plugin.errors import CheckpointError, UsageError
 from qnas_plugin.precision import Precisions
 from qnas_plugin.supernets import Elastic
-from qnas_plugin.supernets._checkpoint import check_tensors, read_record, seeded
+from qnas_plugin.supernets._checkpoint import check_size, check_tensors, read_record, seeded
 from qnas_plugin.supernets._cnn import WEIGHTS_FILE, CnnSupernet, Plan
 from qnas_plugin.supernets._cnn_layers import start
 
@@ -59,8 +59,8 @@ def load_cnn(
         what = "a folder without config.json" if folder.is_dir() else "there is no such folder"
         raise CheckpointError(f"cannot load the checkpoint '{checkpoint}': {what}; examples/shapes has configurations")
     record = read_record(checkpoint, family)
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+    values = read_json(path, CheckpointError, "restore the file")
+    with door(CheckpointError, f"{path} is no configuration of '{family}'"):
         if values.get("model_type") != config_class.model_type:
             raise CheckpointError(
                 f"{checkpoint} is a '{values.get('model_type')}' model; the supernet '{family}' takes "
@@ -75,13 +75,10 @@ def load_cnn(
         if elastic is not None:
             chosen = replace(chosen, **{name: choices for name, choices in asdict(elastic).items() if choices})
         _check(chosen, largest, family)
+        check_size(config, lambda: build(config, chosen)[0])
         with seeded(0):
             model, plan = build(config, chosen)
             start(model)
-    except QnasError:
-        raise
-    except (ValueError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path} is no configuration of '{family}': {error}") from None
     model.config = config
     state = _read_weights(folder)
     new_head: tuple[str, ...] = ()
@@ -123,7 +120,8 @@ def _read_weights(folder: Path) -> dict[str, torch.Tensor] | None:
     from safetensors.torch import load_file
 
     own, published = folder / WEIGHTS_FILE, sorted(folder.glob("*.pth"))
-    try:
+    with door(CheckpointError, f"cannot read the weights in {folder}", "restore the file"):
+        check_files(folder)
         if own.is_file():
             return dict(load_file(own))
         if len(published) > 1:
@@ -132,11 +130,7 @@ def _read_weights(folder: Path) -> dict[str, torch.Tensor] | None:
             return None
         content: Any = torch.load(published[0], weights_only=True, map_location="cpu")
         state = content.get("state_dict", content)
-        return {ofa_name(name): tensor for name, tensor in state.items()}
-    except CheckpointError:
-        raise
-    except Exception as error:  # torch.load raises many kinds for a damaged file
-        raise CheckpointError(f"cannot read the weights in {folder}: {type(error).__name__}") from None
+        return {ofa_name(name): tensor for name, tensor in state.items() if isinstance(tensor, torch.Tensor)}
 
 
 def _fill(model: nn.Module, state: dict[str, torch.Tensor], folder: Path, *, new_classes: bool) -> tuple[str, ...]:

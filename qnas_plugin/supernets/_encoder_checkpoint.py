@@ -8,10 +8,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from qnas_plugin.doors import check_files, door
 from qnas_plugin.errors import CheckpointError
 from qnas_plugin.precision import Precisions
 from qnas_plugin.supernets import Elastic
-from qnas_plugin.supernets._checkpoint import check_tensors, quiet_transformers, read_record, seeded
+from qnas_plugin.supernets._checkpoint import check_size, check_tensors, quiet_transformers, read_record, seeded
 from qnas_plugin.supernets._encoder import EncoderSupernet, Layout
 
 POOLER = re.compile(r"(^|\.)pooler\.")
@@ -60,7 +61,11 @@ def load_encoder(
             "label2id": {name: i for i, name in enumerate(label_names)},
         }
     new_head: tuple[str, ...] = ()
-    try:
+    problem = f"cannot load the checkpoint '{checkpoint}'"
+    if not folder.exists():
+        problem += ": there is no such folder, and as a Hugging Face name"
+    with door(CheckpointError, problem):
+        check_files(folder)
         with quiet_transformers(), seeded(0):
             config = config_class.from_pretrained(checkpoint, trust_remote_code=False)
             known = [name for name in (config.model_type, *(config.architectures or ())) if name in layouts]
@@ -69,6 +74,7 @@ def load_encoder(
                     f"{checkpoint} is a '{config.model_type}' model; the supernet '{family}' takes {', '.join(layouts)}"
                 )
             model_class, layout = layouts[known[0]]
+            check_size(config, lambda: model_class._from_config(config, attn_implementation="eager"))
             pretrained = not folder.is_dir() or any(
                 [*folder.glob("*.safetensors*"), *folder.glob("pytorch_model*.bin*")]
             )
@@ -80,34 +86,27 @@ def load_encoder(
             else:
                 config = config_class.from_pretrained(checkpoint, **options)
                 model = model_class._from_config(config, attn_implementation="eager")
-    except (OSError, ValueError, RuntimeError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        missing = "" if folder.exists() else "there is no such folder, and as a Hugging Face name: "
-        raise CheckpointError(f"cannot load the checkpoint '{checkpoint}': {missing}{reason}") from error
     try:
         ffn = int(model.get_submodule(f"{layout.layers}.0.{layout.linears['intermediate'][0]}").out_features)
     except AttributeError as error:
         raise CheckpointError(
             f"the layers of '{checkpoint}' are of a kind that '{family}' does not have: {error}"
         ) from None
-    size = (config.num_hidden_layers, config.num_attention_heads, ffn)
-    chosen = record["elastic"] if record else default(*size)
-    if elastic is not None:
-        chosen = replace(chosen, **{name: choices for name, choices in asdict(elastic).items() if choices})
-    training = record["training"] if record else None
-    supernet = EncoderSupernet(
-        model.float().eval(),
-        layout,
-        chosen,
-        precisions=precisions,
-        pretrained=pretrained,
-        new_head=new_head,
-        training=training,
-    )
-    supernet.precisions.check(tuple(supernet.groups))
-    return supernet
+    with door(CheckpointError, problem):
+        chosen = record["elastic"] if record else default(config.num_hidden_layers, config.num_attention_heads, ffn)
+        if elastic is not None:
+            chosen = replace(chosen, **{name: choices for name, choices in asdict(elastic).items() if choices})
+        supernet = EncoderSupernet(
+            model.float().eval(),
+            layout,
+            chosen,
+            precisions=precisions,
+            pretrained=pretrained,
+            new_head=new_head,
+            training=record["training"] if record else None,
+        )
+        supernet.precisions.check(tuple(supernet.groups))
+        return supernet
 
 
 def _check_weights(

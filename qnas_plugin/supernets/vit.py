@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from qnas_plugin.errors import UsageError
+from qnas_plugin.errors import CheckpointError, UsageError
 from qnas_plugin.hardware import RuntimeSetting
 from qnas_plugin.precision import Precisions
 from qnas_plugin.supernets import Elastic
@@ -95,14 +95,14 @@ def load(
 
 def image_size(checkpoint: str) -> int | None:
     """The size of the images that a checkpoint's image processor gives; None without one."""
-    from transformers import AutoImageProcessor
+    from qnas_plugin.tasks.image_classification import processor
 
     try:
-        processor = AutoImageProcessor.from_pretrained(checkpoint, use_fast=False, trust_remote_code=False)
-    except (OSError, ValueError, TypeError, KeyError, ImportError):
+        loaded = processor(checkpoint).image_processor
+    except CheckpointError:
         return None
-    cropped = getattr(processor, "do_center_crop", False)
-    size = dict((processor.crop_size if cropped else processor.size) or {})
+    cropped = getattr(loaded, "do_center_crop", False)
+    size = dict((loaded.crop_size if cropped else loaded.size) or {})
     return size.get("height", size.get("shortest_edge"))
 
 

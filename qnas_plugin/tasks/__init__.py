@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qnas_plugin.errors import DataError, UsageError
+from qnas_plugin.errors import reason as reason
 
 SPLITS = ("train", "train_holdout", "validation", "val", "dev", "test")
 """The names that a file or folder of a split can have; `held_out_and_report` says what each is for."""
@@ -349,9 +350,3 @@ def assemble(
         fingerprint=content_key("\0".join(label_names).encode(), *content).hex()[:12],
         source=source,
     )
-
-
-def reason(error: Exception) -> str:
-    """The first line of a library's message, shortened, to stand in a message of ours."""
-    line = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return line if len(line) <= 160 else f"{line[:160]}..."

@@ -8,14 +8,13 @@ have the same fields.
 from __future__ import annotations
 
 import csv
-import gzip
-import json
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from qnas_plugin.errors import DataError
+from qnas_plugin.doors import door, parse_json, unpacked
+from qnas_plugin.errors import DataError, UsageError
 from qnas_plugin.tasks import reason
 
 SUFFIXES = (".tsv", ".csv", ".jsonl", ".tsv.gz", ".csv.gz", ".jsonl.gz")
@@ -88,10 +87,8 @@ def some(values: Iterable[object]) -> str:
 def _read_json(path: Path) -> Table:
     rows: list[dict[str, str]] = []
     for number, line in enumerate(_text_lines(path), start=1):
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{path}:{number}: no JSON: {reason(error)}") from error
+        with door(DataError, f"{path}:{number}: no JSON"):
+            row = parse_json(line)
         if not isinstance(row, dict) or not all(isinstance(value, str | int | float) for value in row.values()):
             raise DataError(f"{path}:{number}: not an object of texts and numbers: {line.strip():.80}")
         if rows and row.keys() != rows[0].keys():
@@ -105,10 +102,12 @@ def _read_json(path: Path) -> Table:
 def _text_lines(path: Path) -> Iterator[str]:
     number = 0
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        with unpacked(path) as file:
             for number, line in enumerate(file, start=1):
                 yield line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}:{number}: not UTF-8: {reason(error)}; save the file as UTF-8") from error
-    except (OSError, EOFError, zlib.error) as error:
+    except UsageError:
+        raise
+    except (OSError, EOFError, ValueError, MemoryError, zlib.error) as error:
         raise DataError(f"{path}:{number + 1}: cannot be read: {reason(error)}; fetch the file again") from error

@@ -14,7 +14,6 @@ run gets, alone.
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,8 +21,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from qnas_plugin.doors import read_npz
 from qnas_plugin.errors import CheckpointError, DataError, UsageError, door
-from qnas_plugin.functions import load_function
+from qnas_plugin.functions import call, load_function
 from qnas_plugin.tasks import (
     SPLITS,
     Dataset,
@@ -31,7 +31,6 @@ from qnas_plugin.tasks import (
     SplitSizes,
     content_key,
     held_out_and_report,
-    reason,
 )
 
 if TYPE_CHECKING:
@@ -107,21 +106,13 @@ def processor(checkpoint: str, *, max_length: int | None = None) -> ArrayProcess
 
 
 def _read(path: Path) -> Pool:
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            return _pool(dict(stored), str(path))
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"cannot read {path} as an .npz file of plain arrays: {reason(error)}") from error
+    with door(DataError, f"cannot read {path} as an .npz file of plain arrays", "save it with numpy.savez"):
+        return _pool(read_npz(path), str(path))
 
 
 def _call(name: str) -> Pool:
     function = load_function(name)
-    try:
-        given = function()
-    except Exception as error:  # whatever a user's function raises
-        raise DataError(f"the function '{name}' failed: {type(error).__name__}: {error}") from error
+    given = call(function, DataError, f"the function '{name}' failed")
     with door(DataError, f"'{name}' must give a mapping of arrays, or a list of such, one for each example"):
         if isinstance(given, Mapping):
             return _pool({key: np.asarray(value) for key, value in given.items()}, name)

@@ -13,10 +13,7 @@
 from __future__ import annotations
 
 import io
-import lzma
 import tarfile
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from qnas_plugin.doors import check_files, check_unpacked, door, read_bytes, read_npz, unpacked
 from qnas_plugin.errors import CheckpointError, DataError, UsageError
 from qnas_plugin.tasks import (
     SPLITS,
@@ -51,6 +49,9 @@ Pixels = npt.NDArray[np.uint8]
 """One image, shape ``(h, w, c)`` with 1 or 3 channels."""
 
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
+_LARGEST = 8192
+"""Pixels of a side that an image processor may ask for."""
+
 _TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz")
 
 
@@ -84,17 +85,17 @@ def processor(checkpoint: str, *, max_length: int | None = None) -> ImageProcess
         raise UsageError(f"images have no max_length, got {max_length}; leave it out")
     from transformers import AutoImageProcessor
 
-    try:
+    folder = checkpoint_folder(checkpoint)
+    with door(
+        CheckpointError,
+        f"no usable image processor in '{checkpoint}'",
+        "save one there as preprocessor_config.json with image_processor.save_pretrained",
+    ):
+        check_files(folder)
         # The fast processors of transformers 4.57 need torchvision.
-        loaded = AutoImageProcessor.from_pretrained(
-            checkpoint_folder(checkpoint), use_fast=False, trust_remote_code=False
-        )
-    except (OSError, ValueError, TypeError, KeyError, ImportError) as error:
-        raise CheckpointError(
-            f"no usable image processor in '{checkpoint}': {reason(error)}; save one there as preprocessor_config.json "
-            "with image_processor.save_pretrained"
-        ) from error
-    return ImageProcessor(loaded)
+        made = ImageProcessor(AutoImageProcessor.from_pretrained(folder, use_fast=False, trust_remote_code=False))
+        made.check()
+        return made
 
 
 @dataclass(frozen=True)
@@ -111,15 +112,31 @@ class ImageProcessor:
 
     def timing_inputs(self, batch_size: int, sequence_length: int | None, examples: Sequence[Any] = ()) -> Inputs:
         """Noise of the shape that the image processor gives; ``sequence_length`` means nothing here."""
-        size = self.image_processor.size
-        edge = size.get("shortest_edge", 224)
-        blank = np.zeros((size.get("height", edge), size.get("width", edge), self._channels), dtype=np.uint8)
-        shape = self.pixel_values([blank]).shape[1:]
+        shape = self.pixel_values([self._blank()]).shape[1:]
         return {"pixel_values": np.random.default_rng(0).standard_normal((batch_size, *shape), dtype=np.float32)}
+
+    def check(self) -> None:
+        """Takes one blank image through it.
+
+        Raises:
+            Exception: Of many kinds, when what it was made from is damaged.
+        """
+        sizes = [*dict(self.image_processor.size or {}).values()]
+        sizes += [*dict(getattr(self.image_processor, "crop_size", None) or {}).values()]
+        if not all(isinstance(size, int) and 0 < size <= _LARGEST for size in sizes):
+            raise ValueError(f"it makes images of {sizes} pixels, allowed is up to {_LARGEST}")
+        if not np.isfinite(self.pixel_values([self._blank()])).all():
+            raise ValueError("it gives numbers that are not finite")
 
     def save(self, folder: Path) -> None:
         """Writes ``preprocessor_config.json``."""
         self.image_processor.save_pretrained(str(folder))
+
+    def _blank(self) -> Pixels:
+        """An image of the size that is asked for."""
+        size = self.image_processor.size
+        edge = size.get("shortest_edge", 224)
+        return np.zeros((size.get("height", edge), size.get("width", edge), self._channels), dtype=np.uint8)
 
     @property
     def _channels(self) -> int:
@@ -155,7 +172,7 @@ class ImageFile:
     content: bytes | Path
 
     def read(self) -> bytes:
-        return self.content if isinstance(self.content, bytes) else self.content.read_bytes()
+        return self.content if isinstance(self.content, bytes) else read_bytes(self.content)
 
 
 @contextmanager
@@ -165,13 +182,10 @@ def opened(file: ImageFile) -> Iterator[tuple[bytes, Image.Image]]:
     Raises:
         DataError: It is not readable.
     """
-    try:
+    with door(DataError, f"{file.name}: not a readable image", "remove or replace it"):
         content = file.read()
         with Image.open(io.BytesIO(content), formats=("PNG", "JPEG", "BMP")) as image:
             yield content, image
-    # Pillow 13 raises SyntaxError for a broken PNG.
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{file.name}: not a readable image: {reason(error)}; remove or replace it") from error
 
 
 def decode(file: ImageFile) -> Pixels:
@@ -201,15 +215,10 @@ def _array_pool(images: Pixels, labels: npt.NDArray[np.int64]) -> Pool:
 
 def _from_npz(path: Path, sizes: SplitSizes) -> Dataset:
     needed = ("x_train", "y_train", "x_test", "y_test")
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files if name in needed}
-            found = ", ".join(archive.files)
-    # numpy.load gives a plain array, which is no context, for an .npy file of this name.
-    except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{path}: not a readable .npz file: {reason(error)}; save it with numpy.savez") from error
+    with door(DataError, f"{path}: not a readable .npz file", "save it with numpy.savez"):
+        arrays = read_npz(path)
     if missing := [name for name in needed if name not in arrays]:
-        raise DataError(f"{path}: no array {', '.join(missing)}; have: {found or 'none'}")
+        raise DataError(f"{path}: no array {', '.join(missing)}; have: {', '.join(arrays) or 'none'}")
     pools = {}
     for split in ("train", "test"):
         images, labels = arrays[f"x_{split}"], arrays[f"y_{split}"]
@@ -297,24 +306,27 @@ def _folder_files(folder: Path) -> Iterator[tuple[str, str, ImageFile]]:
 
 def _tar_files(path: Path, split: str | None) -> Iterator[tuple[str, str, ImageFile]]:
     """The images of a tar file, read without writing any; ``split`` is None where the folders in it name the split."""
-    try:
-        with tarfile.open(path) as archive:
-            for member in archive:
-                name = PurePosixPath(member.name)
-                if not member.isfile() or not _is_image(name):
-                    continue
-                *outer, class_name, _ = ("", "", *name.parts)
-                content = archive.extractfile(member)
-                if not class_name or not (split or outer[-1]) or content is None:
-                    raise DataError(f"{path}: '{name}' must be in {'' if split else '<split>/'}<class>/")
-                yield split or outer[-1], class_name, ImageFile(f"{path}:{name}", content.read())
-            # tarfile of Python 3.11 takes a cut or broken header for the end, which is a block of zeros.
-            assert archive.fileobj is not None
-            archive.fileobj.seek(archive.offset)
-            if archive.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-                raise tarfile.ReadError(f"no end after {archive.offset} bytes")
-    except (OSError, EOFError, tarfile.TarError, lzma.LZMAError, zlib.error) as error:
-        raise DataError(f"{path}: not a readable tar file: {reason(error)}; fetch it again") from error
+    bytes_ = 0
+    with (
+        door(DataError, f"{path}: not a readable tar file", "fetch it again"),
+        unpacked(path) as plain,
+        tarfile.open(fileobj=plain, mode="r:") as archive,
+    ):
+        for member in archive:
+            name = PurePosixPath(member.name)
+            if not member.isfile() or not _is_image(name):
+                continue
+            *outer, class_name, _ = ("", "", *name.parts)
+            bytes_ += member.size  # of a sparse file: what it becomes, not what it takes in the archive
+            check_unpacked(bytes_)
+            content = archive.extractfile(member)
+            if not class_name or not (split or outer[-1]) or content is None:
+                raise DataError(f"{path}: '{name}' must be in {'' if split else '<split>/'}<class>/")
+            yield split or outer[-1], class_name, ImageFile(f"{path}:{name}", content.read())
+        # tarfile of Python 3.11 takes a cut or broken header for the end, which is a block of zeros.
+        plain.seek(archive.offset)
+        if plain.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            raise tarfile.ReadError(f"no end after {archive.offset} bytes")
 
 
 def _is_image(path: PurePath) -> bool:

@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qnas_plugin.beside import check_tokenizer
+from qnas_plugin.doors import check_files, door
 from qnas_plugin.errors import CheckpointError, DataError, UsageError
 from qnas_plugin.tasks import (
     SPLITS,
@@ -51,7 +52,7 @@ _TEXT_COLUMNS = (
     ("sentence1",),
 )
 _LABEL_COLUMNS = ("label", "labels")
-_INTEGER = re.compile(r"[+-]?\d+")
+_INTEGER = re.compile(r"[+-]?\d{1,18}")
 
 
 def load(data: str, *, sizes: SplitSizes) -> Dataset:
@@ -85,13 +86,16 @@ def processor(checkpoint: str, *, max_length: int | None = None) -> TextProcesso
     """
     from transformers import AutoTokenizer
 
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint_folder(checkpoint), trust_remote_code=False)
-    except Exception as error:  # tokenizers 0.22 raises a bare Exception for a malformed tokenizer.json
-        raise CheckpointError(
-            f"no usable tokenizer in '{checkpoint}': {reason(error)}; save one there with tokenizer.save_pretrained"
-        ) from error
-    check_tokenizer(checkpoint_folder(checkpoint))
+    folder = checkpoint_folder(checkpoint)
+    with door(
+        CheckpointError, f"no usable tokenizer in '{checkpoint}'", "save one there with tokenizer.save_pretrained"
+    ):
+        check_files(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        check_tokenizer(folder)
+        if tokenizer.pad_token is not None:
+            tokenizer.num_special_tokens_to_add(pair=True)
+            TextProcessor(tokenizer, min(tokenizer.model_max_length, 512)).batches(["a", "a a"], 2)
     if tokenizer.pad_token is None:
         raise CheckpointError(f"the tokenizer of '{checkpoint}' has no padding token; set pad_token and save it again")
     shortest, longest = tokenizer.num_special_tokens_to_add(pair=True) + 2, tokenizer.model_max_length
@@ -140,6 +144,8 @@ class TextProcessor:
         special_ids = frozenset(self.tokenizer.all_special_ids)
         ordinary = sorted(i for i in self.tokenizer.get_vocab().values() if i not in special_ids)
         arrays = self._arrays(encoded)
+        if not ordinary:
+            raise CheckpointError("the tokenizer has no tokens but special ones; save another one")
         drawn = np.random.default_rng(0).choice(ordinary, size=(batch_size, length))
         special = np.array(encoded["special_tokens_mask"], dtype=bool)
         return {**arrays, "input_ids": np.where(special, arrays["input_ids"], drawn)}

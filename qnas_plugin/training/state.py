@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from qnas_plugin.errors import CheckpointError, OutputError
+from qnas_plugin.errors import CheckpointError, OutputError, door
 from qnas_plugin.files import whole_file
 from qnas_plugin.supernets import Supernet
 from qnas_plugin.supernets._checkpoint import fingerprint
@@ -66,13 +66,9 @@ def read(out: Path, now: Mapping[str, Any]) -> dict[str, Any] | None:
     path = out / RESUME_FILE
     if not path.is_file():
         return None
-    try:
+    with door(CheckpointError, f"{path} is damaged", "delete it to train from the start"):
         state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
-        stored = state["identity"]
-    except Exception as error:  # torch.load raises many kinds for a damaged file
-        raise CheckpointError(
-            f"{path} is damaged ({type(error).__name__}); delete it to train from the start"
-        ) from None
+        stored = dict(state["identity"])
     if names := differing(stored, now):
         name = names[0]
         raise CheckpointError(
