@@ -16,8 +16,9 @@ from qnas_plugin import timing
 from qnas_plugin._quantizer import WEIGHT_INPUT
 from qnas_plugin.decompose import Decomposition, Key
 from qnas_plugin.materialize import Graph, materialize, module_path
+from qnas_plugin.observe import Ranges
 from qnas_plugin.precision import FORMATS
-from qnas_plugin.quantize import Calibrated, Groups, Ranges
+from qnas_plugin.quantize import Calibrated, Groups
 from qnas_plugin.space import Candidate
 from qnas_plugin.supernets import Part, Supernet
 from qnas_plugin.tasks import Inputs

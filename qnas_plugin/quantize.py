@@ -21,15 +21,16 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
-import numpy as np
 import onnx
 
 from qnas_plugin import _bias
 from qnas_plugin._integer_forms import Shapes, let_run, restore_fp32_inputs, shapes, split_scaled
 from qnas_plugin._quantizer import FP32_OUTPUT, WEIGHT_INPUT, CachedQuantizer, Quantized, activation_scales
 from qnas_plugin.errors import QuantizationError
+from qnas_plugin.observe import Ranges, clipped, extremes
 from qnas_plugin.outline import Outline
 from qnas_plugin.precision import FORMATS
 from qnas_plugin.space import Precision
@@ -37,7 +38,6 @@ from qnas_plugin.tasks import Batch
 
 with warnings.catch_warnings():  # 3.7.1 imports pkg_resources, which warns
     warnings.simplefilter("ignore")
-    from neural_compressor.adaptor.ox_utils.calibrator import CALIBRATOR
     from neural_compressor.model.onnx_model import ONNXModel
 
 Policy = Mapping[str, str]
@@ -45,9 +45,6 @@ Policy = Mapping[str, str]
 
 Groups = Mapping[str, tuple[str, ...]]
 """Precision group to the names of its nodes in the FP32 graph: MatMul, Gemm, Conv, or Gather, with a stored weight."""
-
-Ranges = Mapping[str, tuple[float, float]]
-"""Tensor name to the smallest and largest of its values over the calibration data, or of those that are kept."""
 
 _DTYPES = {"sym": onnx.TensorProto.INT8, "asym": onnx.TensorProto.UINT8}
 _TABLE = {"dtype": onnx.TensorProto.UINT8, "scheme": "asym", "granularity": "per_tensor", "algorithm": "minmax"}
@@ -83,38 +80,29 @@ def calibrate(
 
 
 def observe(
-    model: Outline, groups: Groups, batches: Sequence[Batch], *, algorithm: str = "minmax", threads: int = 1
+    model: Outline,
+    groups: Groups,
+    batches: Sequence[Batch],
+    *,
+    algorithm: str = "minmax",
+    threads: int = 1,
+    known: Ranges = MappingProxyType({}),
 ) -> Ranges:
     """The range of every tensor that may be quantized, by one algorithm; see ``calibrate``.
 
-    Those other than ``minmax`` need finite activations, and several times as long.
+    Those other than ``minmax`` need finite activations, and several times as long. Tensors whose range is ``known`` are
+    not observed again.
     """
     nodes = _nodes(model.model, groups)
     if not batches:
         raise QuantizationError("there are no calibration batches; give at least one example")
     tables = {node.output[0]: node.input[0] for node in nodes if node.op_type == "Gather"}
-    tensors = [name for name in _activations(nodes) if name not in tables]
-    ranges: dict[str, tuple[float, float]] = {}
-    histograms = {name: CALIBRATOR[algorithm]() for name in tensors} if algorithm != "minmax" else {}
-    # Without optimization as fit does it, to the last bit.
-    with model.running(threads=threads, outputs=tensors, optimized=False) as session:
-        inputs = [value.name for value in session.get_inputs()]
-        for batch in batches:
-            missing = [name for name in inputs if name not in batch.inputs]
-            if missing:
-                raise QuantizationError(
-                    f"the calibration data has no '{missing[0]}'; the model needs {', '.join(inputs)}"
-                )
-            values = session.run(tensors, {name: batch.inputs[name] for name in inputs})
-            for name, value in zip(tensors, values, strict=False):  # no tensors means all outputs to ONNX Runtime
-                if histograms:
-                    histograms[name].collect(value)
-                    continue
-                low, high = ranges.get(name, (math.inf, -math.inf))
-                ranges[name] = float(np.minimum(low, value.min())), float(np.maximum(high, value.max()))  # keeps NaN
-    for name, histogram in histograms.items():
-        low, high = histogram.calib_range
-        ranges[name] = float(low), float(high)
+    ranges = {name: known[name] for name in _activations(nodes) if name in known}
+    tensors = [name for name in _activations(nodes) if name not in tables and name not in known]
+    if algorithm == "minmax":
+        ranges |= extremes(model, tensors, batches, threads=threads)
+    else:
+        ranges |= clipped(model, tensors, batches, algorithm, threads=threads)
     for name, table in tables.items():  # any row may be asked for later, and equal scales cost no second rounding
         values = model.weights[table]
         ranges[name] = float(values.min()), float(values.max())

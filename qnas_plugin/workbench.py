@@ -27,10 +27,11 @@ from qnas_plugin.errors import OutputError
 from qnas_plugin.hardware import RuntimeSetting
 from qnas_plugin.materialize import Graph, subnet
 from qnas_plugin.metrics import REFERENCE, Scored, Scorer, standard_error
+from qnas_plugin.observe import Ranges
 from qnas_plugin.outliers import Outlier, find
 from qnas_plugin.outline import Outline
 from qnas_plugin.precision import FORMATS
-from qnas_plugin.quantize import Calibrated, Groups, Policy, Ranges, observe
+from qnas_plugin.quantize import Calibrated, Groups, Policy, observe
 from qnas_plugin.space import Candidate, Precision
 from qnas_plugin.study import Evaluation
 from qnas_plugin.supernets import Cut
@@ -219,15 +220,18 @@ class Workbench:
                 return new
 
         if name not in self._kept:
-            statistics = None
             if batch_norm.needed(self.graph, cut):
                 with _stage("statistics", seconds):
-                    statistics = batch_norm.estimate(self.graph, cut, self.calibration)
-            with _stage("slice", seconds):
-                model = subnet(self.graph, cut, statistics)
-            # Statistics of its own make the weights of a subnet differ from those of others.
-            quantized = self._quantized if statistics is None else {}
-            self._kept[name] = Calibrated(model, groups, found(model, name, "minmax"), quantized=quantized)
+                    statistics, seen = batch_norm.estimate(self.graph, cut, self.calibration, threads=threads)
+                with _stage("slice", seconds):
+                    model = subnet(self.graph, cut, statistics)
+                # Statistics of its own make the weights of a subnet differ from those of others: none are shared.
+                found_now = observe(model, groups, self.calibration, known=seen, threads=threads)
+                self._kept[name] = Calibrated(model, groups, found_now)
+            else:
+                with _stage("slice", seconds):
+                    model = subnet(self.graph, cut)
+                self._kept[name] = Calibrated(model, groups, found(model, name, "minmax"), quantized=self._quantized)
         self._kept.move_to_end(name)
         while len(self._kept) > CALIBRATED_KEPT:
             self._kept.popitem(last=False)
