@@ -25,13 +25,19 @@ class Format:
         granularity: One scale of the weights for each output channel, or for all.
         about: For people.
         calibration: What gives the range of the tensor that it reads, by Neural Compressor's name: all values, or
-            nearly all, so that outliers are clipped.
+            nearly all, so that outliers are clipped. ``dynamic`` is the tensor itself in each run, without
+            calibration data.
     """
 
     scheme: Literal["sym", "asym"]
     granularity: Literal["per_channel", "per_tensor"]
     about: str
-    calibration: Literal["minmax", "percentile", "kl"] = "minmax"
+    calibration: Literal["minmax", "percentile", "kl", "dynamic"] = "minmax"
+
+    @property
+    def dynamic(self) -> bool:
+        """Whether it needs no ranges."""
+        return self.calibration == "dynamic"
 
 
 # Neural Compressor 3.7.1 computes no asymmetric scale per channel, and ONNX Runtime 1.31 runs no such Conv.
@@ -43,6 +49,9 @@ FORMATS: Mapping[str, Format] = {
         "sym", "per_channel", "like int8, without the outermost 0.001 % of what the layer reads", "percentile"
     ),
     "int8-kl": Format("sym", "per_channel", "like int8, what the layer reads clipped by relative entropy", "kl"),
+    "int8-dynamic": Format(
+        "sym", "per_channel", "like int8, what the layer reads gets its scale in each run, without data", "dynamic"
+    ),
 }
 """What a group can be beside ``fp32``. Tables (Gather) are asymmetric with one scale in each of them."""
 

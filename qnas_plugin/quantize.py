@@ -26,7 +26,7 @@ from typing import Any
 
 import onnx
 
-from qnas_plugin import _bias
+from qnas_plugin import _bias, dynamic
 from qnas_plugin._integer_forms import Shapes, let_run, restore_fp32_inputs, shapes, split_scaled
 from qnas_plugin._quantizer import FP32_OUTPUT, WEIGHT_INPUT, CachedQuantizer, Quantized, activation_scales
 from qnas_plugin.errors import QuantizationError
@@ -96,17 +96,14 @@ def observe(
     nodes = _nodes(model.model, groups)
     if not batches:
         raise QuantizationError("there are no calibration batches; give at least one example")
-    tables = {node.output[0]: node.input[0] for node in nodes if node.op_type == "Gather"}
-    ranges = {name: known[name] for name in _activations(nodes) if name in known}
-    tensors = [name for name in _activations(nodes) if name not in tables and name not in known]
+    tables = _table_ranges(model, nodes)
+    tensors = [name for name in _activations(nodes) if name not in known and name not in tables]
     if algorithm == "minmax":
-        ranges |= extremes(model, tensors, batches, threads=threads)
+        found = extremes(model, tensors, batches, threads=threads)
     else:
-        ranges |= clipped(model, tensors, batches, algorithm, threads=threads)
-    for name, table in tables.items():  # any row may be asked for later, and equal scales cost no second rounding
-        values = model.weights[table]
-        ranges[name] = float(values.min()), float(values.max())
-    return ranges
+        found = clipped(model, tensors, batches, algorithm, threads=threads)
+    own = {name: (found if name in found else known)[name] for name in _activations(nodes) if name not in tables}
+    return own | tables
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,9 +133,7 @@ class Calibrated:
 
     def __post_init__(self) -> None:
         for name in _activations(_nodes(self._fp32.model, self.groups)):
-            if name not in self.ranges:
-                raise QuantizationError(f"tensor '{name}' has no range; calibrate this model again")
-            if not all(map(math.isfinite, self.ranges[name])):
+            if not all(map(math.isfinite, self.ranges.get(name, ()))):
                 low, high = self.ranges[name]
                 raise QuantizationError(f"tensor '{name}' ranges from {low} to {high}; the model must be finite")
 
@@ -160,17 +155,20 @@ class Calibrated:
         """
         _check_policy(self.groups, policy)
         formats = {name: policy[group] for group, names in self.groups.items() for name in names}
-        int8 = {name for name, format in formats.items() if format != Precision.FP32}
-        if not int8:
+        rounded = {name for name, format in formats.items() if format != Precision.FP32}
+        if not rounded:
             return self._fp32
         quantized = onnx.ModelProto()
         quantized.CopyFrom(self._template)
+        at_run = {node.name for node in quantized.graph.node if _dynamic(node, formats.get(node.name))}
+        int8 = rounded - at_run
         split_scaled(quantized.graph, int8)
         config = {
             node.name: {"weight": _weight_config(node, formats[node.name]), "activation": _ACTIVATION}
             for node in quantized.graph.node
             if node.name in int8
         }
+        self._check_ranges(int8)
         wrapped = ONNXModel(quantized)
         ranges = self._ranges({name: formats[name] for name in int8})
         scales = activation_scales(wrapped, config, ranges)
@@ -181,11 +179,12 @@ class Calibrated:
         restore_fp32_inputs(quantized.graph, int8, {name for names in self.groups.values() for name in names} - int8)
         read = {f"{node.name}_quant": node.input[0] for node in self._fp32.model.graph.node if node.name in int8}
         let_run(quantized.graph, read, self._shapes)
+        at_run_weights = dynamic.emit(quantized.graph, at_run, self._fp32.weights, self.quantized) if at_run else {}
         verify(quantized, self.groups, policy)
         self._check_scales(quantized, int8, scales)
         _bias.check(quantized.graph, self._template.graph, int8)
         stored = {initializer.name for initializer in quantized.graph.initializer}
-        weights = {**self._fp32.weights, **quantizer.int8}
+        weights = {**self._fp32.weights, **quantizer.int8, **at_run_weights}
         return Outline(quantized, {name: array for name, array in weights.items() if name in stored})
 
     def _ranges(self, formats: Mapping[str, str]) -> Ranges:
@@ -197,7 +196,7 @@ class Calibrated:
         for node in nodes:
             if node.op_type not in FP32_OUTPUT:
                 asked.setdefault(node.output[0], [FORMATS[formats[node.name]].calibration])
-        ranges = dict(self.ranges)
+        ranges: dict[str, tuple[float, float]] = {**self.ranges, **self._tables}
         for name, algorithms in asked.items():
             algorithm = next((other for other in algorithms if other != "minmax"), None)
             if algorithm is None:
@@ -206,6 +205,13 @@ class Calibrated:
                 raise QuantizationError(f"there are no ranges by '{algorithm}'; calibrate with this algorithm too")
             ranges[name] = self.clipped[algorithm][name]
         return ranges
+
+    def _check_ranges(self, int8: set[str]) -> None:
+        """Checks that what these nodes read and write has ranges."""
+        nodes = [node for node in self._fp32.model.graph.node if node.name in int8 and node.op_type != "Gather"]
+        missing = [name for name in _activations(nodes) if name not in self.ranges]
+        if missing:
+            raise QuantizationError(f"tensor '{missing[0]}' has no range; calibrate this model again")
 
     def _check_scales(self, quantized: onnx.ModelProto, int8: set[str], scales: Mapping[str, Any]) -> None:
         """Checks that each INT8 node reads its tensor at the scale that the tensor's range gives."""
@@ -225,6 +231,10 @@ class Calibrated:
     @cached_property
     def _shapes(self) -> Shapes:
         return shapes(self._fp32.model)
+
+    @cached_property
+    def _tables(self) -> dict[str, tuple[float, float]]:
+        return _table_ranges(self._fp32, _nodes(self._fp32.model, self.groups))
 
     @cached_property
     def _template(self) -> onnx.ModelProto:
@@ -275,6 +285,8 @@ def verify(model: onnx.ModelProto, groups: Groups, policy: Policy) -> None:
         node = nodes.get(name if format == Precision.FP32 else f"{name}_quant")
         if node is None:
             return False
+        if _dynamic(node, format):
+            return dynamic.landed(node, made_by, stored)
         weight = node.input[WEIGHT_INPUT[node.op_type]]
         activation = None if node.op_type == "Gather" else dequantized(node.input[0])
         if format != Precision.FP32:
@@ -349,6 +361,22 @@ def _activations(nodes: Sequence[onnx.NodeProto]) -> dict[str, None]:
     """The tensors with a range, each once: what MatMul, Gemm and Conv read, and what Conv and Gather write."""
     read = {node.input[0]: None for node in nodes if node.op_type != "Gather"}
     return read | {node.output[0]: None for node in nodes if node.op_type not in FP32_OUTPUT}
+
+
+def _table_ranges(model: Outline, nodes: Sequence[onnx.NodeProto]) -> dict[str, tuple[float, float]]:
+    """The range of what each table gives: any row may be asked for later, and equal scales cost no second rounding."""
+    tables = {node.output[0]: model.weights[node.input[0]] for node in nodes if node.op_type == "Gather"}
+    return {name: (float(values.min()), float(values.max())) for name, values in tables.items()}
+
+
+def _dynamic(node: onnx.NodeProto, precision: str | None) -> bool:
+    """Whether a node of this precision, None for FP32, gets the scale of what it reads in each run."""
+    return (
+        precision is not None
+        and precision != Precision.FP32
+        and FORMATS[precision].dynamic
+        and node.op_type != "Gather"
+    )
 
 
 def _check_policy(groups: Groups, policy: Policy) -> None:

@@ -220,26 +220,31 @@ class Workbench:
                 return new
 
         if name not in self._kept:
-            if batch_norm.needed(self.graph, cut):
-                with _stage("statistics", seconds):
-                    statistics, seen = batch_norm.estimate(self.graph, cut, self.calibration, threads=threads)
-                with _stage("slice", seconds):
-                    model = subnet(self.graph, cut, statistics)
-                # Statistics of its own make the weights of a subnet differ from those of others: none are shared.
-                found_now = observe(model, groups, self.calibration, known=seen, threads=threads)
-                self._kept[name] = Calibrated(model, groups, found_now)
-            else:
-                with _stage("slice", seconds):
-                    model = subnet(self.graph, cut)
-                self._kept[name] = Calibrated(model, groups, found(model, name, "minmax"), quantized=self._quantized)
+            self._kept[name] = self._uncalibrated(cut, groups, seconds, threads)
         self._kept.move_to_end(name)
         while len(self._kept) > CALIBRATED_KEPT:
             self._kept.popitem(last=False)
         calibrated = self._kept[name]
-        formats = {FORMATS[choice].calibration for choice in policy.values() if choice != Precision.FP32}
-        for algorithm in sorted(formats - {"minmax"} - calibrated.clipped.keys()):
+        needed = {FORMATS[choice].calibration for choice in policy.values() if choice != Precision.FP32} - {"dynamic"}
+        if needed and not calibrated.ranges:
+            own = found(Outline.of(calibrated.model), name, "minmax")
+            self._kept[name] = calibrated = replace(calibrated, ranges=own)
+        for algorithm in sorted(needed - {"minmax"} - calibrated.clipped.keys()):
             calibrated.clipped[algorithm] = found(Outline.of(calibrated.model), f"{name}-{algorithm}", algorithm)
         return calibrated
+
+    def _uncalibrated(self, cut: Cut, groups: Groups, seconds: dict[str, float], threads: int) -> Calibrated:
+        """A subnet with the ranges that come with the statistics of its BatchNorms, or without ranges."""
+        if not batch_norm.needed(self.graph, cut):
+            with _stage("slice", seconds):
+                return Calibrated(subnet(self.graph, cut), groups, {}, quantized=self._quantized)
+        with _stage("statistics", seconds):
+            statistics, seen = batch_norm.estimate(self.graph, cut, self.calibration, threads=threads)
+        with _stage("slice", seconds):
+            model = subnet(self.graph, cut, statistics)
+            seen = observe(model, groups, self.calibration, threads=threads, known=seen)
+            # Statistics of its own make the weights of a subnet differ from those of others: none are shared.
+            return Calibrated(model, groups, seen)
 
     def _bound(self) -> None:
         """Forgets the oldest quantized weights beyond the size of the whole supernet's, in FP32, over ``SHARE``."""
