@@ -285,8 +285,10 @@ def verify(model: onnx.ModelProto, groups: Groups, policy: Policy) -> None:
         node = nodes.get(name if format == Precision.FP32 else f"{name}_quant")
         if node is None:
             return False
+        if node.op_type not in WEIGHT_INPUT:
+            return FORMATS[format].dynamic and dynamic.landed(node, made_by, stored)
         if _dynamic(node, format):
-            return dynamic.landed(node, made_by, stored)
+            return False
         weight = node.input[WEIGHT_INPUT[node.op_type]]
         activation = None if node.op_type == "Gather" else dequantized(node.input[0])
         if format != Precision.FP32:
