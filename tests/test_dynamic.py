@@ -22,7 +22,7 @@ from tests.test_kernels import FORMS, Form, node
 pytestmark = pytest.mark.filterwarnings("ignore:::neural_compressor")
 DYNAMIC = "int8-dynamic"
 KERNELS = {"DynamicQuantizeMatMul", "MatMulIntegerToFloat", "ConvInteger", "Gather"}
-THREE = Form([node("MatMul", "x w", "q"), node("MatMul", "x v", "k"), node("Add", "q k", "y")], ("n", 5, 8))
+TWO = Form([node("MatMul", "x w", "h"), node("MatMul", "x v", "g"), node("Add", "h g", "y")], ("n", 5, 8))
 
 
 def emitted(form: Form, precision: str = DYNAMIC) -> onnx.ModelProto:
@@ -54,7 +54,7 @@ def test_each_layer_runs_on_an_integer_kernel_and_gives_the_same(name: str, tmp_
 
 
 def test_layers_that_read_one_tensor_round_it_once() -> None:
-    operators = [each.op_type for each in emitted(THREE).graph.node]
+    operators = [each.op_type for each in emitted(TWO).graph.node]
     assert operators.count("DynamicQuantizeLinear") == 1
     assert operators.count("MatMulInteger") == 2
 
@@ -82,7 +82,7 @@ def test_names_of_the_model_may_be_those_that_would_be_made() -> None:
 
 
 def test_a_policy_may_have_static_dynamic_and_fp32_layers_on_one_tensor() -> None:
-    form = THREE
+    form = TWO
     ranges = {"x": (-4.0, 4.0)}
     calibrated = Calibrated(form.model, form.groups, ranges)
     for pair in ((DYNAMIC, "int8"), ("int8", DYNAMIC), (DYNAMIC, "fp32"), (DYNAMIC, DYNAMIC)):
@@ -98,7 +98,7 @@ def test_a_policy_may_have_static_dynamic_and_fp32_layers_on_one_tensor() -> Non
 
 
 def test_verify_refuses_a_weight_that_is_not_stored_in_8_bits() -> None:
-    form = THREE
+    form = TWO
     model = emitted(form)
     product = next(each for each in model.graph.node if each.op_type == "MatMulInteger")
     weight = next(i for i in model.graph.initializer if i.name == product.input[1])
