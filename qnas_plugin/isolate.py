@@ -12,7 +12,7 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
-from qnas_plugin import timing
+from qnas_plugin import channels, timing
 from qnas_plugin._quantizer import WEIGHT_INPUT
 from qnas_plugin.decompose import Decomposition, Key
 from qnas_plugin.materialize import Graph, materialize, module_path
@@ -122,7 +122,8 @@ def ranges(model: onnx.ModelProto) -> Ranges:
 
 def _uncalibrated(model: onnx.ModelProto, groups: Groups) -> Calibrated:
     found = ranges(model)
-    return Calibrated(model, groups, found, {format.calibration: found for format in FORMATS.values()})
+    clipped = {str(format.calibration): found for format in FORMATS.values()}
+    return Calibrated(model, groups, found, clipped, channels=dict(channels.alike(model, _RANGE)))
 
 
 def _owner(node: onnx.NodeProto, parts: Sequence[Part]) -> Part:

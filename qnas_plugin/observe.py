@@ -18,7 +18,7 @@ from onnx import helper
 
 from qnas_plugin.errors import QuantizationError
 from qnas_plugin.outline import Outline
-from qnas_plugin.tasks import Batch, Inputs
+from qnas_plugin.tasks import Batch
 
 with warnings.catch_warnings():  # 3.7.1 imports pkg_resources, which warns
     warnings.simplefilter("ignore")
@@ -46,11 +46,7 @@ def extremes(model: Outline, tensors: Sequence[str], batches: Sequence[Batch], *
     if not tensors:
         return {}
     watch = Watch(model.model, tensors)
-    # Without optimization, as Neural Compressor's ``fit`` does it, to the last bit.
-    watched = Outline(watch.model, model.weights)
-    with watched.running(threads=threads, outputs=watch.outputs, optimized=False) as session:
-        names = [value.name for value in session.get_inputs()]
-        return watch.ranges([session.run(watch.outputs, inputs) for inputs in _inputs(names, batches)])
+    return watch.ranges(list(run(Outline(watch.model, model.weights), watch.outputs, batches, threads)))
 
 
 def clipped(
@@ -66,13 +62,31 @@ def clipped(
     histograms = {name: CALIBRATOR[algorithm]() for name in tensors}
     if not histograms:
         return {}
-    with model.running(threads=threads, outputs=tensors, optimized=False) as session:
-        names = [value.name for value in session.get_inputs()]
-        for inputs in _inputs(names, batches):
-            for histogram, value in zip(histograms.values(), session.run(list(tensors), inputs), strict=True):
-                histogram.collect(value)
+    for values in run(model, list(tensors), batches, threads):
+        for histogram, value in zip(histograms.values(), values, strict=True):
+            histogram.collect(value)
     found = {name: histogram.calib_range for name, histogram in histograms.items()}
     return {name: (float(low), float(high)) for name, (low, high) in found.items()}
+
+
+def run(
+    model: Outline, outputs: Sequence[str], batches: Sequence[Batch], threads: int
+) -> Iterator[Sequence[npt.NDArray[Any]]]:
+    """What tensors of a model are on each batch.
+
+    Raises:
+        QuantizationError: The data lack an input.
+    """
+    # Without optimization, as Neural Compressor's ``fit`` does it, to the last bit.
+    with model.running(threads=threads, outputs=outputs, optimized=False) as session:
+        names = [value.name for value in session.get_inputs()]
+        for batch in batches:
+            missing = [name for name in names if name not in batch.inputs]
+            if missing:
+                raise QuantizationError(
+                    f"the calibration data has no '{missing[0]}'; the model needs {', '.join(names)}"
+                )
+            yield session.run(list(outputs), {name: batch.inputs[name] for name in names})
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,12 +154,3 @@ class Watch:
     @cached_property
     def _rectified(self) -> dict[str, str]:
         return {node.output[0]: node.input[0] for node in self.graph.graph.node if node.op_type == "Relu"}
-
-
-def _inputs(names: Sequence[str], batches: Sequence[Batch]) -> Iterator[Inputs]:
-    """What a model with these inputs gets of each batch."""
-    for batch in batches:
-        missing = [name for name in names if name not in batch.inputs]
-        if missing:
-            raise QuantizationError(f"the calibration data has no '{missing[0]}'; the model needs {', '.join(names)}")
-        yield {name: batch.inputs[name] for name in names}

@@ -17,22 +17,25 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections import Counter
+from collections import ChainMap, Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import onnx
 
-from qnas_plugin import _bias, dynamic
+from qnas_plugin import _bias, bias_correction, channels, dynamic, smooth
 from qnas_plugin._integer_forms import Shapes, let_run, restore_fp32_inputs, shapes, split_scaled
 from qnas_plugin._quantizer import FP32_OUTPUT, WEIGHT_INPUT, CachedQuantizer, Quantized, activation_scales
+from qnas_plugin._settings import ACTIVATION, at_run_time, weight_settings
 from qnas_plugin.errors import QuantizationError
 from qnas_plugin.observe import Ranges, clipped, extremes
 from qnas_plugin.outline import Outline
-from qnas_plugin.precision import FORMATS
+from qnas_plugin.precision import CHANNELS, FORMATS, Format
 from qnas_plugin.space import Precision
 from qnas_plugin.tasks import Batch
 
@@ -45,10 +48,6 @@ Policy = Mapping[str, str]
 
 Groups = Mapping[str, tuple[str, ...]]
 """Precision group to the names of its nodes in the FP32 graph: MatMul, Gemm, Conv, or Gather, with a stored weight."""
-
-_DTYPES = {"sym": onnx.TensorProto.INT8, "asym": onnx.TensorProto.UINT8}
-_TABLE = {"dtype": onnx.TensorProto.UINT8, "scheme": "asym", "granularity": "per_tensor", "algorithm": "minmax"}
-_ACTIVATION = _TABLE | {"quant_mode": "static"}
 
 
 def calibrate(
@@ -65,7 +64,7 @@ def calibrate(
         model: The FP32 model, not changed.
         groups: All that may be quantized in it; whatever is in no group stays FP32.
         batches: Calibration data, of any batch sizes and sequence lengths.
-        algorithms: What gives ranges beside ``minmax``, as far as policies need it.
+        algorithms: What gives ranges beside ``minmax``, as far as policies need it; ``channels`` are those of channels.
         threads: Threads of the run; 0 lets ONNX Runtime take all cores. The ranges don't depend on them.
 
     Raises:
@@ -75,7 +74,10 @@ def calibrate(
     outline = Outline.of(model)
     calibrated = Calibrated(outline, groups, observe(outline, groups, batches, threads=threads))
     for name in algorithms:
-        calibrated.clipped[name] = observe(outline, groups, batches, algorithm=name, threads=threads)
+        if name == CHANNELS:
+            calibrated.watch_channels(batches)
+        else:
+            calibrated.clipped[name] = observe(outline, groups, batches, algorithm=name, threads=threads)
     return calibrated
 
 
@@ -120,6 +122,7 @@ class Calibrated:
         clipped: Ranges by other algorithms than minimum and maximum, for the policies that name them; may be added to.
         quantized: Where quantized weights are kept. Models in which weights of one name and shape are equal, as in the
             subnets of a supernet, may share it.
+        channels: Of what layers read, for policies with formats that smooth or correct; may be added to.
 
     Raises:
         QuantizationError: The groups don't fit the model, or a range is missing or not finite.
@@ -130,6 +133,7 @@ class Calibrated:
     ranges: Ranges
     clipped: dict[str, Ranges] = field(default_factory=dict, repr=False)
     quantized: Quantized = field(default_factory=dict, repr=False)
+    channels: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         for name in _activations(_nodes(self._fp32.model, self.groups)):
@@ -158,13 +162,15 @@ class Calibrated:
         rounded = {name for name, format in formats.items() if format != Precision.FP32}
         if not rounded:
             return self._fp32
+        if any(FORMATS[formats[name]].prepared for name in rounded):
+            return self._prepared(policy, {name: FORMATS[formats[name]] for name in rounded})
         quantized = onnx.ModelProto()
         quantized.CopyFrom(self._template)
-        at_run = {node.name for node in quantized.graph.node if _dynamic(node, formats.get(node.name))}
+        at_run = {node.name for node in quantized.graph.node if at_run_time(node, formats.get(node.name))}
         int8 = rounded - at_run
         split_scaled(quantized.graph, int8)
         config = {
-            node.name: {"weight": _weight_config(node, formats[node.name]), "activation": _ACTIVATION}
+            node.name: {"weight": weight_settings(node, formats[node.name]), "activation": ACTIVATION}
             for node in quantized.graph.node
             if node.name in int8
         }
@@ -205,6 +211,23 @@ class Calibrated:
                 raise QuantizationError(f"there are no ranges by '{algorithm}'; calibrate with this algorithm too")
             ranges[name] = self.clipped[algorithm][name]
         return ranges
+
+    def watch_channels(self, batches: Sequence[Batch]) -> None:
+        """Finds out what formats that smooth or correct need, on the calibration data."""
+        self.channels.update(channels.watch(self._fp32, _nodes(self._fp32.model, self.groups), batches))
+
+    def _prepared(self, policy: Policy, formats: Mapping[str, Format]) -> Outline:
+        """The model under a policy of which some formats, those of nodes by name, change FP32 layers before."""
+        alphas = {name: format.alpha for name, format in formats.items() if format.alpha is not None}
+        made = smooth.smoothed(self._fp32, alphas, self.channels)
+        own: Quantized = ChainMap({}, self.quantized)  # smoothed weights are of this policy alone
+        names = [name for name, format in formats.items() if format.corrected]
+        model = bias_correction.corrected(made.outline, names, self.channels, own)
+        inner = Calibrated(model, self.groups, {**self.ranges, **made.ranges}, self.clipped, own)
+        plain = {name: Precision.INT8.value for name, format in FORMATS.items() if format.prepared}
+        outline = inner.outline({group: plain.get(name, name) for group, name in policy.items()})
+        verify(outline.model, self.groups, policy)
+        return outline
 
     def _check_ranges(self, int8: set[str]) -> None:
         """Checks that what these nodes read and write has ranges."""
@@ -287,13 +310,15 @@ def verify(model: onnx.ModelProto, groups: Groups, policy: Policy) -> None:
             return False
         if node.op_type not in WEIGHT_INPUT:
             return FORMATS[format].dynamic and dynamic.landed(node, made_by, stored)
-        if _dynamic(node, format):
+        if at_run_time(node, format):
             return False
         weight = node.input[WEIGHT_INPUT[node.op_type]]
         activation = None if node.op_type == "Gather" else dequantized(node.input[0])
         if format != Precision.FP32:
-            config = _weight_config(node, format)
+            config = weight_settings(node, format)
             if stored.get(dequantized(weight) or "") != config["dtype"]:
+                return False
+            if FORMATS[format].alpha is not None and not smooth.landed(node, made_by, stored):
                 return False
             per_channel = config["granularity"] == "per_channel"
             return axes[made_by[weight].input[1]] == per_channel and (node.op_type == "Gather" or activation in made_by)
@@ -346,19 +371,6 @@ def _nodes(model: onnx.ModelProto, groups: Groups) -> list[onnx.NodeProto]:
     return nodes
 
 
-def _weight_config(node: onnx.NodeProto, precision: str) -> dict[str, Any]:
-    """What Neural Compressor is told of the weight of a node."""
-    if node.op_type == "Gather":
-        return _TABLE
-    chosen = FORMATS[precision]
-    return {
-        "dtype": _DTYPES[chosen.scheme],
-        "scheme": chosen.scheme,
-        "granularity": chosen.granularity,
-        "algorithm": "minmax",
-    }
-
-
 def _activations(nodes: Sequence[onnx.NodeProto]) -> dict[str, None]:
     """The tensors with a range, each once: what MatMul, Gemm and Conv read, and what Conv and Gather write."""
     read = {node.input[0]: None for node in nodes if node.op_type != "Gather"}
@@ -369,16 +381,6 @@ def _table_ranges(model: Outline, nodes: Sequence[onnx.NodeProto]) -> dict[str, 
     """The range of what each table gives: any row may be asked for later, and equal scales cost no second rounding."""
     tables = {node.output[0]: model.weights[node.input[0]] for node in nodes if node.op_type == "Gather"}
     return {name: (float(values.min()), float(values.max())) for name, values in tables.items()}
-
-
-def _dynamic(node: onnx.NodeProto, precision: str | None) -> bool:
-    """Whether a node of this precision, None for FP32, gets the scale of what it reads in each run."""
-    return (
-        precision is not None
-        and precision != Precision.FP32
-        and FORMATS[precision].dynamic
-        and node.op_type != "Gather"
-    )
 
 
 def _check_policy(groups: Groups, policy: Policy) -> None:

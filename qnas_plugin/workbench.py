@@ -30,7 +30,7 @@ from qnas_plugin.metrics import REFERENCE, Scored, Scorer, standard_error
 from qnas_plugin.observe import Ranges
 from qnas_plugin.outliers import Outlier, find
 from qnas_plugin.outline import Outline
-from qnas_plugin.precision import FORMATS
+from qnas_plugin.precision import CHANNELS, FORMATS
 from qnas_plugin.quantize import Calibrated, Groups, Policy, observe
 from qnas_plugin.space import Candidate, Precision
 from qnas_plugin.study import Evaluation
@@ -225,11 +225,15 @@ class Workbench:
         while len(self._kept) > CALIBRATED_KEPT:
             self._kept.popitem(last=False)
         calibrated = self._kept[name]
-        needed = {FORMATS[choice].calibration for choice in policy.values() if choice != Precision.FP32} - {"dynamic"}
+        formats = [FORMATS[choice] for choice in policy.values() if choice != Precision.FP32]
+        needed = frozenset[str]().union(*(format.needs for format in formats))
         if needed and not calibrated.ranges:
             own = found(Outline.of(calibrated.model), name, "minmax")
             self._kept[name] = calibrated = replace(calibrated, ranges=own)
-        for algorithm in sorted(needed - {"minmax"} - calibrated.clipped.keys()):
+        if CHANNELS in needed and not calibrated.channels:
+            with _stage("calibrate", seconds):
+                calibrated.watch_channels(self.calibration)
+        for algorithm in sorted(needed - {"minmax", CHANNELS} - calibrated.clipped.keys()):
             calibrated.clipped[algorithm] = found(Outline.of(calibrated.model), f"{name}-{algorithm}", algorithm)
         return calibrated
 
