@@ -10,9 +10,14 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from qnas_plugin import channels, kernels, smooth
+from qnas_plugin import channels, kernels, registry, smooth
+from qnas_plugin.decompose import Decomposition
 from qnas_plugin.errors import QuantizationError
 from qnas_plugin.evaluate import Evaluator
+from qnas_plugin.hardware import RuntimeSetting
+from qnas_plugin.isolate import build as isolated
+from qnas_plugin.isolate import isolate
+from qnas_plugin.materialize import export
 from qnas_plugin.outline import Outline
 from qnas_plugin.precision import CHANNELS, FORMATS, Precisions
 from qnas_plugin.quantize import Calibrated, calibrate, verify
@@ -168,3 +173,31 @@ def test_build_of_subnets_has_the_format(bert_checkpoint: Path, sentences: Path,
         runs = [session(model).run(None, inputs)[0].ravel() for model in (exact, built[-1])]
         assert np.corrcoef(*runs)[0, 1] > 0.99
     assert second.build(candidate) == built[-1]
+
+
+@pytest.mark.parametrize("family", ["bert", "resnet50"])
+def test_latency_tables_have_rows_of_every_format(family: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """Parts are timed without data, whole networks too; a smoothed product has its division in its own row."""
+    choices = ("int8-dynamic", *PREPARED, "fp32")
+    checkpoint = request.getfixturevalue(f"{family}_checkpoint")
+    supernet = registry.load("supernets", family).load(str(checkpoint), precisions=Precisions(choices))
+    inputs = supernet.example(RuntimeSetting(sequence_length=6 if family == "bert" else None, resolution=8))
+    graph = export(supernet, inputs)
+    decomposition = Decomposition(supernet.space, supernet.parts)
+    wanted = {}
+    for key in decomposition.keys:
+        wanted.setdefault(tuple(value for name, value in key.values if name in ("precision", "to")), key)
+    found = list(
+        isolate(graph, supernet, decomposition, inputs, tmp_path, list(wanted.values())[: 5 if family == "bert" else 2])
+    )
+    assert found
+    for part in found:
+        session(part.model).run(None, dict(part.inputs))
+    largest = supernet.space.corner("largest", Precision.FP32)
+    for name in choices[:-1]:
+        values = {key: name if key.startswith("precision.") else value for key, value in largest.items()}
+        candidate = supernet.space.candidate(values)
+        emitted = isolated(graph, supernet, candidate)
+        groups = {group: nodes for group, nodes in graph.groups.items() if f"precision.{group}" in candidate}
+        verify(emitted, groups, dict.fromkeys(groups, name))
+        session(emitted).run(None, dict(inputs))
