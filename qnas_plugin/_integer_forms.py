@@ -40,11 +40,11 @@ def shapes(model: onnx.ModelProto) -> Shapes:
 
 def split_scaled(graph: onnx.GraphProto, int8: Collection[str]) -> None:
     """Gives the bias of each Gemm of these names that scales its product to an Add, before the Gemm becomes INT8."""
-    taken = _names(graph)
+    taken = names_of(graph)
     for node in list(graph.node):
         scaled = any(attribute.name == "alpha" and attribute.f != 1 for attribute in node.attribute)
         if node.name in int8 and node.op_type == "Gemm" and scaled and len(node.input) > 2 and node.input[2]:
-            product, name = _unique(f"{node.output[0]}/product", taken), _unique(f"{node.name}/bias", taken)
+            product, name = unique(f"{node.output[0]}/product", taken), unique(f"{node.name}/bias", taken)
             graph.node.append(helper.make_node("Add", [product, node.input[2]], list(node.output), name))
             node.output[0] = product
             del node.input[2:]
@@ -58,7 +58,7 @@ def let_run(graph: onnx.GraphProto, layers: Mapping[str, str], known: Shapes) ->
         layers: Name of an INT8 node to the tensor that it read in FP32.
         known: Shapes in the FP32 model.
     """
-    taken = _names(graph)
+    taken = names_of(graph)
     readers = _readers(graph)
     stored = {initializer.name: initializer for initializer in graph.initializer}
     for node in graph.node:
@@ -111,7 +111,7 @@ def _make_row(
     if shared:
         row = graph.initializer.add()
         row.CopyFrom(bias)
-        row.name = _unique(f"{bias.name}/{reader.name}", taken)
+        row.name = unique(f"{bias.name}/{reader.name}", taken)
         for i, name in enumerate(reader.input):
             reader.input[i] = row.name if name == bias.name else name
         bias = row
@@ -148,13 +148,13 @@ def inner_inputs(node: onnx.NodeProto) -> Iterable[str]:
                 yield from inner_inputs(inner)
 
 
-def _names(graph: onnx.GraphProto) -> set[str]:
+def names_of(graph: onnx.GraphProto) -> set[str]:
     """All names of nodes and tensors."""
     tensors = {name for node in graph.node for name in (*node.input, *node.output)}
     return tensors | {node.name for node in graph.node} | {initializer.name for initializer in graph.initializer}
 
 
-def _unique(name: str, taken: set[str]) -> str:
+def unique(name: str, taken: set[str]) -> str:
     """The name, or with as many underscores behind it as make it a new one."""
     while name in taken:
         name += "_"

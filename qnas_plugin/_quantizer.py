@@ -125,10 +125,8 @@ class CachedQuantizer(Quantizer):  # type: ignore[misc]
         self, initializer: onnx.TensorProto, dtype: int, scheme: str, axis: int | None
     ) -> QuantizedInitializer:
         name, values = initializer.name, self._weights[initializer.name]
-        key = name, values.shape, dtype, axis
-        if key not in self._kept:
-            self._kept[key] = _quantize(initializer, values, dtype, scheme, axis)
-        weight = copy.copy(self._kept[key])
+        weight = copy.copy(quantize_weight(name, values, dtype, scheme, axis, self._kept))
+        weight.initializer = initializer
         least = self._floors.get(name, np.zeros(1))
         least = least.max() if axis is None else least
         if (weight.scales < least).any():  # not kept: it depends on what the layer reads
@@ -165,6 +163,25 @@ def _lets_zero_through(clip: onnx.NodeProto, graph: onnx.GraphProto) -> bool:
     }
     low, high = (bounds.get(name, 0.0) for name in [*clip.input[1:], "", ""][:2])
     return low <= 0 <= high
+
+
+def quantize_weight(
+    name: str, values: npt.NDArray[Any], dtype: int, scheme: str, axis: int | None, kept: Quantized
+) -> QuantizedInitializer:
+    """A weight quantized over its own minimum and maximum, once.
+
+    Args:
+        name: Of the weight.
+        values: The weight in FP32.
+        dtype: ``INT8`` or ``UINT8`` of ``onnx.TensorProto``.
+        scheme: ``sym`` or ``asym``.
+        axis: Of the channels, each with its scale; None for one scale.
+        kept: What was quantized before; gets it.
+    """
+    key = name, values.shape, dtype, axis
+    if key not in kept:
+        kept[key] = _quantize(onnx.TensorProto(name=name, dims=values.shape), values, dtype, scheme, axis)
+    return kept[key]
 
 
 def _quantize(

@@ -2,6 +2,9 @@
 
 As in Once-for-All (Cai et al. 2020), the data run through the subnet with every BatchNorm normalising by its batch;
 means and variances of the batches are averaged. What is run is an ONNX graph, so that it needs no torch.
+
+The same run gives the ranges of activations: with one batch the network that it runs is the one that ships. With
+several, each is normalised by its own statistics instead of their mean, as BatchNorms are in training.
 """
 
 from __future__ import annotations
@@ -10,9 +13,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import onnx
-from onnx import helper
 
-from qnas_plugin.materialize import Graph, Statistics, epsilon, module_path, outlined, sliced
+from qnas_plugin.errors import QuantizationError
+from qnas_plugin.materialize import Graph, Statistics, module_path, outlined, sliced
+from qnas_plugin.observe import Ranges, Watch
 from qnas_plugin.supernets import Cut
 from qnas_plugin.tasks import Batch, Inputs
 
@@ -25,52 +29,63 @@ def needed(graph: Graph, cut: Cut) -> bool:
     return bool(cut.widths) and any(node.op_type == "BatchNormalization" for node in graph.model.graph.node)
 
 
-def estimate(graph: Graph, cut: Cut, batches: Sequence[Batch], *, threads: int = 1) -> Statistics:
+def estimate(graph: Graph, cut: Cut, batches: Sequence[Batch], *, threads: int = 1) -> tuple[Statistics, Ranges]:
     """The statistics of a subnet's BatchNorms, for ``materialize``: those that torch normalises by in training mode.
 
     Args:
         graph: Of the supernet.
         cut: What the subnet keeps.
         batches: Training examples; small batches are joined.
-        threads: Threads of the run.
+        threads: Threads of the run; the results do not depend on them.
+
+    Returns:
+        The statistics, and the smallest and largest values of what layers read, and of what convolutions give when
+        their BatchNorms are part of them.
+
+    Raises:
+        QuantizationError: An activation is not finite.
     """
     model, weights = sliced(graph, cut)
-    nodes: list[onnx.NodeProto] = []
-    paths: list[str] = []
+    paths = [_train(node) for node in model.graph.node if node.op_type == "BatchNormalization"]
+    del model.graph.output[:]
+    statistics = [f"{path}.{name}" for path in paths for name in ("batch_mean", "batch_variance")]
+    watch = Watch(model, _tensors(model))
+    outputs = [*statistics, *watch.outputs]
+    with outlined(watch.model, weights).running(threads=threads, outputs=outputs, optimized=False) as session:
+        names = [value.name for value in session.get_inputs()]
+        runs = [session.run(outputs, {name: inputs[name] for name in names}) for inputs in _joined(batches)]
+    vectors = [np.mean(values, axis=0) for values in zip(*(run[: len(statistics)] for run in runs), strict=True)]
+    for name, vector in zip(statistics, vectors, strict=True):
+        if not np.isfinite(vector).all():
+            raise QuantizationError(f"'{name}' is not finite on the calibration data; the model must be finite")
+    found = {path: (vectors[2 * i], vectors[2 * i + 1]) for i, path in enumerate(paths)}
+    return found, watch.ranges([run[len(statistics) :] for run in runs])
+
+
+def _train(norm: onnx.NodeProto) -> str:
+    """Lets a BatchNorm normalise by its batch, and give the mean and the variance; returns its path."""
+    path = module_path(norm)
+    kept = [attribute for attribute in norm.attribute if attribute.name == "epsilon"]
+    del norm.attribute[:], norm.output[1:]
+    norm.attribute.extend(kept)
+    norm.attribute.extend(onnx.helper.make_attribute(name, value) for name, value in _OF_THE_BATCH.items())
+    norm.output.extend([f"{path}.batch_mean", f"{path}.batch_variance"])
+    return path
+
+
+_OF_THE_BATCH = {"training_mode": 1, "momentum": 0.0}  # nothing of the statistics so far stays in the new ones
+
+
+def _tensors(model: onnx.ModelProto) -> list[str]:
+    """What convolutions and matrix products read, and what they, or BatchNorms after them, give."""
+    normed = {node.input[0] for node in model.graph.node if node.op_type == "BatchNormalization"}
+    names: dict[str, None] = {}
     for node in model.graph.node:
-        if node.op_type == "BatchNormalization":
-            paths.append(module_path(node))
-            nodes += _batch_normalisation(node)
-            weights[f"{paths[-1]}.epsilon"] = np.array(epsilon(node), dtype=np.float32)
-            weights |= {name: weights[name][:, None, None] for name in node.input[1:3]}
-        else:
-            nodes.append(node)
-    nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    del model.graph.node[:], model.graph.output[:]
-    model.graph.node.extend(nodes)
-    names = [f"{path}.{name}" for path in paths for name in ("batch_mean", "batch_variance")]
-    with outlined(model, weights).running(threads=threads, outputs=names) as session:
-        inputs = [value.name for value in session.get_inputs()]
-        found = [session.run(names, {name: joined[name] for name in inputs}) for joined in _joined(batches)]
-    vectors = [np.mean(values, axis=0).ravel() for values in zip(*found, strict=True)]
-    return {path: (vectors[2 * i], vectors[2 * i + 1]) for i, path in enumerate(paths)}
-
-
-def _batch_normalisation(norm: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
-    """Nodes that do what torch's BatchNorm does in training, and give the mean and the variance."""
-    path, (source, weight, bias, *_), (result, *_) = module_path(norm), norm.input, norm.output
-    mean, variance = f"{path}.batch_mean", f"{path}.batch_variance"
-    centred, square, safe, deviation, normal, scaled = (f"{path}.{i}" for i in range(6))
-    axes = [0, 2, 3]
-    yield helper.make_node("ReduceMean", [source], [mean], axes=axes, keepdims=1)
-    yield helper.make_node("Sub", [source, mean], [centred])
-    yield helper.make_node("Mul", [centred, centred], [square])
-    yield helper.make_node("ReduceMean", [square], [variance], axes=axes, keepdims=1)
-    yield helper.make_node("Add", [variance, f"{path}.epsilon"], [safe])
-    yield helper.make_node("Sqrt", [safe], [deviation])
-    yield helper.make_node("Div", [centred, deviation], [normal])
-    yield helper.make_node("Mul", [normal, weight], [scaled])
-    yield helper.make_node("Add", [scaled, bias], [result])
+        if node.op_type in ("Conv", "MatMul", "Gemm"):
+            names[node.input[0]] = None
+        if node.op_type in ("Conv", "BatchNormalization") and node.output[0] not in normed:
+            names[node.output[0]] = None
+    return list(names)
 
 
 def _joined(batches: Sequence[Batch]) -> Iterator[Inputs]:

@@ -12,12 +12,13 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
-from qnas_plugin import timing
+from qnas_plugin import channels, timing
 from qnas_plugin._quantizer import WEIGHT_INPUT
 from qnas_plugin.decompose import Decomposition, Key
 from qnas_plugin.materialize import Graph, materialize, module_path
+from qnas_plugin.observe import Ranges
 from qnas_plugin.precision import FORMATS
-from qnas_plugin.quantize import Calibrated, Groups, Ranges
+from qnas_plugin.quantize import Calibrated, Groups
 from qnas_plugin.space import Candidate
 from qnas_plugin.supernets import Part, Supernet
 from qnas_plugin.tasks import Inputs
@@ -121,7 +122,8 @@ def ranges(model: onnx.ModelProto) -> Ranges:
 
 def _uncalibrated(model: onnx.ModelProto, groups: Groups) -> Calibrated:
     found = ranges(model)
-    return Calibrated(model, groups, found, {format.calibration: found for format in FORMATS.values()})
+    clipped = {str(format.calibration): found for format in FORMATS.values()}
+    return Calibrated(model, groups, found, clipped, channels=dict(channels.alike(model, _RANGE)))
 
 
 def _owner(node: onnx.NodeProto, parts: Sequence[Part]) -> Part:

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from qnas_plugin.observe import Ranges
 from qnas_plugin.outline import Outline
-from qnas_plugin.quantize import Groups, Ranges
+from qnas_plugin.quantize import Groups
 from qnas_plugin.tasks import Batch
 
 _STEPS = 255

@@ -15,6 +15,9 @@ from typing import Literal
 from qnas_plugin.errors import UnknownNameError, UsageError
 from qnas_plugin.space import Precision
 
+CHANNELS = "channels"
+"""What formats need that smooth or correct: the channels of what layers read."""
+
 
 @dataclass(frozen=True)
 class Format:
@@ -25,13 +28,34 @@ class Format:
         granularity: One scale of the weights for each output channel, or for all.
         about: For people.
         calibration: What gives the range of the tensor that it reads, by Neural Compressor's name: all values, or
-            nearly all, so that outliers are clipped.
+            nearly all, so that outliers are clipped. ``dynamic`` is the tensor itself in each run, without
+            calibration data.
+        alpha: How much of the differences between the channels that a MatMul or Gemm reads goes to its weight, see
+            ``qnas_plugin.smooth``; None is nothing.
+        corrected: Whether biases make up for the rounding of weights, see ``qnas_plugin.bias_correction``.
     """
 
     scheme: Literal["sym", "asym"]
     granularity: Literal["per_channel", "per_tensor"]
     about: str
-    calibration: Literal["minmax", "percentile", "kl"] = "minmax"
+    calibration: Literal["minmax", "percentile", "kl", "dynamic"] = "minmax"
+    alpha: float | None = None
+    corrected: bool = False
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What has to be found out on calibration data: algorithms for ranges, and ``channels``."""
+        return frozenset({self.calibration} - {"dynamic"} | ({CHANNELS} if self.prepared else set()))
+
+    @property
+    def prepared(self) -> bool:
+        """Whether the FP32 layer is changed before it is quantized like ``int8``."""
+        return self.alpha is not None or self.corrected
+
+    @property
+    def dynamic(self) -> bool:
+        """Whether it needs no ranges."""
+        return self.calibration == "dynamic"
 
 
 # Neural Compressor 3.7.1 computes no asymmetric scale per channel, and ONNX Runtime 1.31 runs no such Conv.
@@ -43,6 +67,18 @@ FORMATS: Mapping[str, Format] = {
         "sym", "per_channel", "like int8, without the outermost 0.001 % of what the layer reads", "percentile"
     ),
     "int8-kl": Format("sym", "per_channel", "like int8, what the layer reads clipped by relative entropy", "kl"),
+    "int8-dynamic": Format(
+        "sym", "per_channel", "like int8, what the layer reads gets its scale in each run, without data", "dynamic"
+    ),
+    "int8-smooth": Format(
+        "sym", "per_channel", "like int8, channels that a product reads made alike (SmoothQuant, alpha 0.5)", alpha=0.5
+    ),
+    "int8-smooth-75": Format(
+        "sym", "per_channel", "like int8-smooth with alpha 0.75: more is left to the weights", alpha=0.75
+    ),
+    "int8-corrected": Format(
+        "sym", "per_channel", "like int8, biases make up for what rounding adds to the mean", corrected=True
+    ),
 }
 """What a group can be beside ``fp32``. Tables (Gather) are asymmetric with one scale in each of them."""
 

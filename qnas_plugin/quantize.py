@@ -17,41 +17,37 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections import Counter
+from collections import ChainMap, Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 
-from qnas_plugin import _bias
+from qnas_plugin import _bias, bias_correction, channels, dynamic, smooth
 from qnas_plugin._indexed_model import IndexedModel
 from qnas_plugin._integer_forms import Shapes, let_run, restore_fp32_inputs, shapes, split_scaled
 from qnas_plugin._quantizer import FP32_OUTPUT, WEIGHT_INPUT, CachedQuantizer, Quantized, activation_scales
+from qnas_plugin._settings import ACTIVATION, at_run_time, weight_settings
 from qnas_plugin.errors import QuantizationError, door
+from qnas_plugin.observe import Ranges, clipped, extremes
 from qnas_plugin.outline import Outline
-from qnas_plugin.precision import FORMATS
+from qnas_plugin.precision import CHANNELS, FORMATS, Format
 from qnas_plugin.space import Precision
 from qnas_plugin.tasks import Batch
 
 with warnings.catch_warnings():  # 3.7.1 imports pkg_resources, which warns
     warnings.simplefilter("ignore")
-    from neural_compressor.adaptor.ox_utils.calibrator import CALIBRATOR
 
 Policy = Mapping[str, str]
 """Precision group to the format of its nodes: ``fp32``, or a name of ``qnas_plugin.precision.FORMATS``."""
 
 Groups = Mapping[str, tuple[str, ...]]
 """Precision group to the names of its nodes in the FP32 graph: MatMul, Gemm, Conv, or Gather, with a stored weight."""
-
-Ranges = Mapping[str, tuple[float, float]]
-"""Tensor name to the smallest and largest of its values over the calibration data, or of those that are kept."""
-
-_DTYPES = {"sym": onnx.TensorProto.INT8, "asym": onnx.TensorProto.UINT8}
-_TABLE = {"dtype": onnx.TensorProto.UINT8, "scheme": "asym", "granularity": "per_tensor", "algorithm": "minmax"}
-_ACTIVATION = _TABLE | {"quant_mode": "static"}
 
 
 def calibrate(
@@ -68,7 +64,7 @@ def calibrate(
         model: The FP32 model, not changed.
         groups: All that may be quantized in it; whatever is in no group stays FP32.
         batches: Calibration data, of any batch sizes and sequence lengths.
-        algorithms: What gives ranges beside ``minmax``, as far as policies need it.
+        algorithms: What gives ranges beside ``minmax``, as far as policies need it; ``channels`` are those of channels.
         threads: Threads of the run; 0 lets ONNX Runtime take all cores. The ranges don't depend on them.
 
     Raises:
@@ -78,59 +74,44 @@ def calibrate(
     outline = Outline.of(model)
     calibrated = Calibrated(outline, groups, observe(outline, groups, batches, threads=threads))
     for name in algorithms:
-        calibrated.clipped[name] = observe(outline, groups, batches, algorithm=name, threads=threads)
+        if name == CHANNELS:
+            calibrated.watch_channels(batches)
+        else:
+            calibrated.clipped[name] = observe(outline, groups, batches, algorithm=name, threads=threads)
     return calibrated
 
 
 def observe(
-    model: Outline, groups: Groups, batches: Sequence[Batch], *, algorithm: str = "minmax", threads: int = 1
+    model: Outline,
+    groups: Groups,
+    batches: Sequence[Batch],
+    *,
+    algorithm: str = "minmax",
+    threads: int = 1,
+    known: Ranges = MappingProxyType({}),
 ) -> Ranges:
     """The range of every tensor that may be quantized, by one algorithm; see ``calibrate``.
 
-    Those other than ``minmax`` need finite activations, and several times as long.
+    Those other than ``minmax`` need finite activations, and several times as long. Tensors whose range is ``known`` are
+    not observed again.
     """
     nodes = _nodes(model.model, groups)
     if not batches:
         raise QuantizationError("there are no calibration batches; give at least one example")
-    tables = {node.output[0]: node.input[0] for node in nodes if node.op_type == "Gather"}
-    tensors = [name for name in _activations(nodes) if name not in tables]
-    ranges: dict[str, tuple[float, float]] = {}
-    histograms = {name: CALIBRATOR[algorithm]() for name in tensors} if algorithm != "minmax" else {}
-    # Without optimization as fit does it, to the last bit.
-    with model.running(threads=threads, outputs=tensors, optimized=False) as session:
-        inputs = [value.name for value in session.get_inputs()]
-        optional = [value.name for value in session.get_overridable_initializers()]
-        for batch in batches:
-            missing = [name for name in inputs if name not in batch.inputs]
-            if missing:
-                raise QuantizationError(
-                    f"the calibration data has no '{missing[0]}'; the model needs {', '.join(inputs)}"
-                )
-            given = inputs + [name for name in optional if name in batch.inputs]
-            with door(QuantizationError, "the model cannot be run on the calibration data"):
-                values = session.run(tensors, {name: batch.inputs[name] for name in given})
-            for name, value in zip(tensors, values, strict=False):  # no tensors means all outputs to ONNX Runtime
-                if not value.size:
-                    continue
-                if histograms:
-                    histograms[name].collect(value)
-                    continue
-                low, high = ranges.get(name, (math.inf, -math.inf))
-                ranges[name] = float(np.minimum(low, value.min())), float(np.maximum(high, value.max()))  # keeps NaN
-    empty = [name for name in tensors if name not in ranges] if not histograms else []
-    if empty:
+    tables = _table_ranges(model, nodes)
+    tensors = [name for name in _activations(nodes) if name not in known and name not in tables]
+    if algorithm == "minmax":
+        found = extremes(model, tensors, batches, threads=threads)
+    else:
+        found = clipped(model, tensors, batches, algorithm, threads=threads)
+    if empty := [name for name in tensors if name not in found]:
         reader = next(node.name for node in nodes if empty[0] in (*node.input, *node.output))
         raise QuantizationError(
             f"the tensor '{empty[0]}' of the layer '{reader}' has no values for any of the calibration data; calibrate "
             f"with more examples, or leave the layer in FP32: --keep-fp32 '{reader}'"
         )
-    for name, histogram in histograms.items():
-        low, high = histogram.calib_range
-        ranges[name] = float(low), float(high)
-    for name, table in tables.items():  # any row may be asked for later, and equal scales cost no second rounding
-        values = model.weights[table]
-        ranges[name] = float(values.min()), float(values.max())
-    return ranges
+    own = {name: (found if name in found else known)[name] for name in _activations(nodes) if name not in tables}
+    return own | tables
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,6 +128,7 @@ class Calibrated:
         clipped: Ranges by other algorithms than minimum and maximum, for the policies that name them; may be added to.
         quantized: Where quantized weights are kept. Models in which weights of one name and shape are equal, as in the
             subnets of a supernet, may share it.
+        channels: Of what layers read, for policies with formats that smooth or correct; may be added to.
 
     Raises:
         QuantizationError: The groups don't fit the model, or a range is missing or not finite.
@@ -157,12 +139,11 @@ class Calibrated:
     ranges: Ranges
     clipped: dict[str, Ranges] = field(default_factory=dict, repr=False)
     quantized: Quantized = field(default_factory=dict, repr=False)
+    channels: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         for name in _activations(_nodes(self._fp32.model, self.groups)):
-            if name not in self.ranges:
-                raise QuantizationError(f"tensor '{name}' has no range; calibrate this model again")
-            if not all(map(math.isfinite, self.ranges[name])):
+            if not all(map(math.isfinite, self.ranges.get(name, ()))):
                 low, high = self.ranges[name]
                 raise QuantizationError(f"tensor '{name}' ranges from {low} to {high}; the model must be finite")
 
@@ -184,17 +165,22 @@ class Calibrated:
         """
         _check_policy(self.groups, policy)
         formats = {name: policy[group] for group, names in self.groups.items() for name in names}
-        int8 = {name for name, format in formats.items() if format != Precision.FP32}
-        if not int8:
+        rounded = {name for name, format in formats.items() if format != Precision.FP32}
+        if not rounded:
             return self._fp32
+        if any(FORMATS[formats[name]].prepared for name in rounded):
+            return self._prepared(policy, {name: FORMATS[formats[name]] for name in rounded})
         quantized = onnx.ModelProto()
         quantized.CopyFrom(self._template)
+        at_run = {node.name for node in quantized.graph.node if at_run_time(node, formats.get(node.name))}
+        int8 = rounded - at_run
         split_scaled(quantized.graph, int8)
         config = {
-            node.name: {"weight": _weight_config(node, formats[node.name]), "activation": _ACTIVATION}
+            node.name: {"weight": weight_settings(node, formats[node.name]), "activation": ACTIVATION}
             for node in quantized.graph.node
             if node.name in int8
         }
+        self._check_ranges(int8)
         wrapped = IndexedModel(quantized)
         ranges = self._ranges({name: formats[name] for name in int8})
         scales = activation_scales(wrapped, config, ranges)
@@ -206,11 +192,12 @@ class Calibrated:
         restore_fp32_inputs(quantized.graph, int8, {name for names in self.groups.values() for name in names} - int8)
         read = {f"{node.name}_quant": node.input[0] for node in self._fp32.model.graph.node if node.name in int8}
         let_run(quantized.graph, read, self._shapes)
+        at_run_weights = dynamic.emit(quantized.graph, at_run, self._fp32.weights, self.quantized) if at_run else {}
         verify(quantized, self.groups, policy)
         self._check_scales(quantized, int8, scales)
         _bias.check(quantized.graph, self._template.graph, int8)
         stored = {initializer.name for initializer in quantized.graph.initializer}
-        weights = {**self._fp32.weights, **quantizer.int8}
+        weights = {**self._fp32.weights, **quantizer.int8, **at_run_weights}
         return Outline(quantized, {name: array for name, array in weights.items() if name in stored})
 
     def _ranges(self, formats: Mapping[str, str]) -> Ranges:
@@ -222,7 +209,7 @@ class Calibrated:
         for node in nodes:
             if node.op_type not in FP32_OUTPUT:
                 asked.setdefault(node.output[0], [FORMATS[formats[node.name]].calibration])
-        ranges = dict(self.ranges)
+        ranges: dict[str, tuple[float, float]] = {**self.ranges, **self._tables}
         for name, algorithms in asked.items():
             algorithm = next((other for other in algorithms if other != "minmax"), None)
             if algorithm is None:
@@ -231,6 +218,30 @@ class Calibrated:
                 raise QuantizationError(f"there are no ranges by '{algorithm}'; calibrate with this algorithm too")
             ranges[name] = self.clipped[algorithm][name]
         return ranges
+
+    def watch_channels(self, batches: Sequence[Batch]) -> None:
+        """Finds out what formats that smooth or correct need, on the calibration data."""
+        self.channels.update(channels.watch(self._fp32, _nodes(self._fp32.model, self.groups), batches))
+
+    def _prepared(self, policy: Policy, formats: Mapping[str, Format]) -> Outline:
+        """The model under a policy of which some formats, those of nodes by name, change FP32 layers before."""
+        alphas = {name: format.alpha for name, format in formats.items() if format.alpha is not None}
+        made = smooth.smoothed(self._fp32, alphas, self.channels)
+        own: Quantized = ChainMap({}, self.quantized)  # smoothed weights are of this policy alone
+        names = [name for name, format in formats.items() if format.corrected]
+        model = bias_correction.corrected(made.outline, names, self.channels, own)
+        inner = Calibrated(model, self.groups, {**self.ranges, **made.ranges}, self.clipped, own)
+        plain = {name: Precision.INT8.value for name, format in FORMATS.items() if format.prepared}
+        outline = inner.outline({group: plain.get(name, name) for group, name in policy.items()})
+        verify(outline.model, self.groups, policy)
+        return outline
+
+    def _check_ranges(self, int8: set[str]) -> None:
+        """Checks that what these nodes read and write has ranges."""
+        nodes = [node for node in self._fp32.model.graph.node if node.name in int8 and node.op_type != "Gather"]
+        missing = [name for name in _activations(nodes) if name not in self.ranges]
+        if missing:
+            raise QuantizationError(f"tensor '{missing[0]}' has no range; calibrate this model again")
 
     def _check_scales(self, quantized: onnx.ModelProto, int8: set[str], scales: Mapping[str, Any]) -> None:
         """Checks that each INT8 node reads its tensor at the scale that the tensor's range gives."""
@@ -250,6 +261,10 @@ class Calibrated:
     @cached_property
     def _shapes(self) -> Shapes:
         return shapes(self._fp32.model)
+
+    @cached_property
+    def _tables(self) -> dict[str, tuple[float, float]]:
+        return _table_ranges(self._fp32, _nodes(self._fp32.model, self.groups))
 
     @cached_property
     def _template(self) -> onnx.ModelProto:
@@ -300,11 +315,17 @@ def verify(model: onnx.ModelProto, groups: Groups, policy: Policy) -> None:
         node = nodes.get(name if format == Precision.FP32 else f"{name}_quant")
         if node is None:
             return False
+        if node.op_type not in WEIGHT_INPUT:
+            return FORMATS[format].dynamic and dynamic.landed(node, made_by, stored)
+        if at_run_time(node, format):
+            return False
         weight = node.input[WEIGHT_INPUT[node.op_type]]
         activation = None if node.op_type == "Gather" else dequantized(node.input[0])
         if format != Precision.FP32:
-            config = _weight_config(node, format)
+            config = weight_settings(node, format)
             if stored.get(dequantized(weight) or "") != config["dtype"]:
+                return False
+            if FORMATS[format].alpha is not None and not smooth.landed(node, made_by, stored):
                 return False
             per_channel = config["granularity"] == "per_channel"
             return axes[made_by[weight].input[1]] == per_channel and (node.op_type == "Gather" or activation in made_by)
@@ -353,23 +374,16 @@ def _nodes(model: onnx.ModelProto, groups: Groups) -> list[onnx.NodeProto]:
     return nodes
 
 
-def _weight_config(node: onnx.NodeProto, precision: str) -> dict[str, Any]:
-    """What Neural Compressor is told of the weight of a node."""
-    if node.op_type == "Gather":
-        return _TABLE
-    chosen = FORMATS[precision]
-    return {
-        "dtype": _DTYPES[chosen.scheme],
-        "scheme": chosen.scheme,
-        "granularity": chosen.granularity,
-        "algorithm": "minmax",
-    }
-
-
 def _activations(nodes: Sequence[onnx.NodeProto]) -> dict[str, None]:
     """The tensors with a range, each once: what MatMul, Gemm and Conv read, and what Conv and Gather write."""
     read = {node.input[0]: None for node in nodes if node.op_type != "Gather"}
     return read | {node.output[0]: None for node in nodes if node.op_type not in FP32_OUTPUT}
+
+
+def _table_ranges(model: Outline, nodes: Sequence[onnx.NodeProto]) -> dict[str, tuple[float, float]]:
+    """The range of what each table gives: any row may be asked for later, and equal scales cost no second rounding."""
+    tables = {node.output[0]: model.weights[node.input[0]] for node in nodes if node.op_type == "Gather"}
+    return {name: (float(values.min()), float(values.max())) for name, values in tables.items()}
 
 
 def _check_policy(groups: Groups, policy: Policy) -> None:

@@ -27,10 +27,11 @@ from qnas_plugin.errors import OutputError
 from qnas_plugin.hardware import RuntimeSetting
 from qnas_plugin.materialize import Graph, subnet
 from qnas_plugin.metrics import REFERENCE, Scored, Scorer, standard_error
+from qnas_plugin.observe import Ranges
 from qnas_plugin.outliers import Outlier, find
 from qnas_plugin.outline import Outline
-from qnas_plugin.precision import FORMATS
-from qnas_plugin.quantize import Calibrated, Groups, Policy, Ranges, observe
+from qnas_plugin.precision import CHANNELS, FORMATS
+from qnas_plugin.quantize import Calibrated, Groups, Policy, observe
 from qnas_plugin.space import Candidate, Precision
 from qnas_plugin.study import Evaluation
 from qnas_plugin.supernets import Cut
@@ -222,23 +223,35 @@ class Workbench:
                 return new
 
         if name not in self._kept:
-            statistics = None
-            if batch_norm.needed(self.graph, cut):
-                with _stage("statistics", seconds):
-                    statistics = batch_norm.estimate(self.graph, cut, self.calibration)
-            with _stage("slice", seconds):
-                model = subnet(self.graph, cut, statistics)
-            # Statistics of its own make the weights of a subnet differ from those of others.
-            quantized = self._quantized if statistics is None else {}
-            self._kept[name] = Calibrated(model, groups, found(model, name, "minmax"), quantized=quantized)
+            self._kept[name] = self._uncalibrated(cut, groups, seconds, threads)
         self._kept.move_to_end(name)
         while len(self._kept) > CALIBRATED_KEPT:
             self._kept.popitem(last=False)
         calibrated = self._kept[name]
-        formats = {FORMATS[choice].calibration for choice in policy.values() if choice != Precision.FP32}
-        for algorithm in sorted(formats - {"minmax"} - calibrated.clipped.keys()):
+        formats = [FORMATS[choice] for choice in policy.values() if choice != Precision.FP32]
+        needed = frozenset[str]().union(*(format.needs for format in formats))
+        if needed and not calibrated.ranges:
+            own = found(Outline.of(calibrated.model), name, "minmax")
+            self._kept[name] = calibrated = replace(calibrated, ranges=own)
+        if CHANNELS in needed and not calibrated.channels:
+            with _stage("calibrate", seconds):
+                calibrated.watch_channels(self.calibration)
+        for algorithm in sorted(needed - {"minmax", CHANNELS} - calibrated.clipped.keys()):
             calibrated.clipped[algorithm] = found(Outline.of(calibrated.model), f"{name}-{algorithm}", algorithm)
         return calibrated
+
+    def _uncalibrated(self, cut: Cut, groups: Groups, seconds: dict[str, float], threads: int) -> Calibrated:
+        """A subnet with the ranges that come with the statistics of its BatchNorms, or without ranges."""
+        if not batch_norm.needed(self.graph, cut):
+            with _stage("slice", seconds):
+                return Calibrated(subnet(self.graph, cut), groups, {}, quantized=self._quantized)
+        with _stage("statistics", seconds):
+            statistics, seen = batch_norm.estimate(self.graph, cut, self.calibration, threads=threads)
+        with _stage("slice", seconds):
+            model = subnet(self.graph, cut, statistics)
+            seen = observe(model, groups, self.calibration, threads=threads, known=seen)
+            # Statistics of its own make the weights of a subnet differ from those of others: none are shared.
+            return Calibrated(model, groups, seen)
 
     def _bound(self) -> None:
         """Forgets the oldest quantized weights beyond the size of the whole supernet's, in FP32, over ``SHARE``."""

@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from qnas_plugin import batch_norm, registry
+from qnas_plugin.errors import QuantizationError
 from qnas_plugin.evaluate import Evaluator
 from qnas_plugin.hardware import RuntimeSetting
-from qnas_plugin.materialize import export, materialize
+from qnas_plugin.materialize import export, materialize, subnet
+from qnas_plugin.quantize import observe
 from qnas_plugin.space import Precision
 from qnas_plugin.supernets import Cut, Supernet
 from qnas_plugin.tasks import Batch, SplitSizes
@@ -32,7 +34,7 @@ def test_estimate_gives_what_torch_normalises_by_in_training(supernet: Supernet)
     graph = export(supernet, BATCHES[0].inputs)
     for genes in supernet.space.sample(4, np.random.default_rng(0)):
         cut = supernet.cut(supernet.space.decode(genes))
-        statistics = batch_norm.estimate(graph, cut, BATCHES)
+        statistics, _ = batch_norm.estimate(graph, cut, BATCHES)
         supernet.activate(cut)
         model = copy.deepcopy(supernet.model).train()
         supernet.activate(None)
@@ -43,12 +45,44 @@ def test_estimate_gives_what_torch_normalises_by_in_training(supernet: Supernet)
         np.testing.assert_allclose(got, expected, atol=1e-5 * max(1.0, np.abs(expected).max()))
 
 
+def test_estimate_sees_the_ranges_of_the_network_that_ships(supernet: Supernet) -> None:
+    """One batch normalises by what is estimated: the extremes are those of the folded network, but for rounding."""
+    graph = export(supernet, BATCHES[0].inputs)
+    for genes in supernet.space.sample(2, np.random.default_rng(0)):
+        candidate = supernet.space.decode(genes)
+        cut = supernet.cut(candidate)
+        groups = {group: nodes for group, nodes in graph.groups.items() if f"precision.{group}" in candidate}
+        statistics, seen = batch_norm.estimate(graph, cut, BATCHES)
+        expected = observe(subnet(graph, cut, statistics), groups, BATCHES)
+        assert expected.keys() <= seen.keys()
+        for name, pair in expected.items():
+            np.testing.assert_allclose(seen[name], pair, rtol=1e-4, atol=1e-4 * max(map(abs, pair)))
+
+
+def test_estimate_does_not_depend_on_the_threads(supernet: Supernet) -> None:
+    graph = export(supernet, BATCHES[0].inputs)
+    cut = supernet.cut(supernet.space.corner("largest", Precision.FP32))
+    (one, seen), (two, seen_by_two) = (batch_norm.estimate(graph, cut, BATCHES, threads=n) for n in (1, 2))
+    assert seen == seen_by_two
+    for path in one:
+        np.testing.assert_array_equal(one[path], two[path])
+
+
+def test_estimate_refuses_what_is_not_finite(supernet: Supernet) -> None:
+    graph = export(supernet, BATCHES[0].inputs)
+    pixels = PIXELS.copy()
+    pixels[3, 0, 2, 2] = np.nan
+    cut = supernet.cut(supernet.space.corner("smallest", Precision.FP32))
+    with pytest.raises(QuantizationError, match=r"batch_mean' is not finite"):
+        batch_norm.estimate(graph, cut, [Batch({"pixel_values": pixels}, np.arange(96))])
+
+
 def test_estimate_averages_batches_of_at_least_64(supernet: Supernet) -> None:
     graph = export(supernet, BATCHES[0].inputs)
     cut = supernet.cut(supernet.space.decode(supernet.space.sample(1, np.random.default_rng(0))[0]))
-    twice = batch_norm.estimate(graph, cut, [*BATCHES[:8], *BATCHES[:8]])
-    once = batch_norm.estimate(graph, cut, BATCHES[:8])
-    other = batch_norm.estimate(graph, cut, BATCHES[4:])
+    twice, _ = batch_norm.estimate(graph, cut, [*BATCHES[:8], *BATCHES[:8]])
+    once, _ = batch_norm.estimate(graph, cut, BATCHES[:8])
+    other, _ = batch_norm.estimate(graph, cut, BATCHES[4:])
     assert once.keys() == twice.keys() == {path for path in once if path.endswith(".bn")}
     for path in once:
         for a, b in zip(once[path], twice[path], strict=True):

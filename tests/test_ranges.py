@@ -15,8 +15,8 @@ import pytest
 
 from qnas_plugin import ranges, workbench
 from qnas_plugin.evaluate import Evaluator
+from qnas_plugin.observe import Ranges
 from qnas_plugin.precision import Precisions
-from qnas_plugin.quantize import Ranges
 from qnas_plugin.space import Precision
 from tests.test_evaluate import make
 
