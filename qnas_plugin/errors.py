@@ -140,7 +140,7 @@ def reason(error: BaseException) -> str:
     line = re.sub(r"^/\S+\.(cc|h):\d+ ", "", (said or type(error).__name__).splitlines()[0])  # where in its sources
     if isinstance(error, KeyError):
         line = f"there is no {line}"
-    elif len(line) < 30 and said:
+    elif len(line) < 30 and said and isinstance(error, Exception) and not isinstance(error, ValueError):
         line = f"{type(error).__name__}: {line}"
     return line if len(line) <= 300 else f"{line[:297]}..."
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 
 from qnas_plugin import kernels, measure
@@ -200,10 +201,11 @@ class Evaluator:
         cut, batch = self.supernet.cut(candidate), self.workbench.calibration[0]
         ((_, got),) = measure.run(subnet(self.graph, cut), [batch], threads=detect().usable_cores)
         for name, expected in self.supernet.outputs(cut, batch.inputs).items():
-            if expected.dtype.kind == "f" and not np.isfinite(expected).all():
-                bad = expected[~np.isfinite(expected)].flat[0]
+            if isinstance(expected, np.ndarray) and (bad := _not_finite(expected)) is not None:
+                odd = [f"'{name}'" for name, values in batch.inputs.items() if _not_finite(values) is not None]
+                source = f", as the data has in {' and '.join(odd)}; it" if odd else ", which"
                 raise MaterializeError(
-                    f"the model itself gives {bad} in its output '{name}', which must be finite; mask with a number "
+                    f"the model itself gives {bad} in its output '{name}'{source} must be finite; mask with a number "
                     "like -1e4 instead"
                 )
             _compare(name, got[name], expected)
@@ -216,6 +218,14 @@ class Evaluator:
         with between_measurements():
             runs = measure.run(subnet(self.graph, whole), batches, threads=detect().usable_cores)
             return Scorer(self.dataset.metric, references([(batch.positions, outputs) for batch, outputs in runs]))
+
+
+def _not_finite(values: npt.NDArray[Any]) -> float | None:
+    """The first value that is NaN or infinite; None where none is, or there are no floats."""
+    if values.dtype.kind != "f":
+        return None
+    odd = values[~np.isfinite(values)]
+    return float(odd.flat[0]) if odd.size else None
 
 
 def _compare(name: str, got: Any, expected: Any) -> None:

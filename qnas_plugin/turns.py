@@ -191,7 +191,7 @@ def _owners(descriptor: int) -> list[psutil.Process]:
 
 def _described(process: psutil.Process) -> str:
     with suppress(psutil.Error):
-        command = " ".join(process.cmdline()) or process.name()
+        command = " ".join(" ".join(process.cmdline()).split()) or process.name()
         return f"process {process.pid} ({command if len(command) <= 80 else command[:77] + '...'})"
     return f"process {process.pid}"
 

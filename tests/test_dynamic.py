@@ -49,7 +49,7 @@ def test_each_layer_runs_on_an_integer_kernel_and_gives_the_same(name: str, tmp_
     ]
     inputs = dict(form.batch.inputs)
     for wanted, got in zip(session(form.model).run(None, inputs), session(path).run(None, inputs), strict=True):
-        np.testing.assert_allclose(got, wanted, atol=0.05 * np.abs(wanted).max())
+        np.testing.assert_allclose(got, wanted, atol=0.06 * np.abs(wanted).max())
     assert emitted(form) == model
 
 

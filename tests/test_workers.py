@@ -29,8 +29,8 @@ from threadpoolctl import threadpool_info
 from qnas_plugin import cluster_latency, workers
 from qnas_plugin.errors import ClusterError, MeasurementError, OutputError
 from qnas_plugin.evaluate import Evaluator
-from qnas_plugin.files import alone_in
 from qnas_plugin.hardware import HardwareProfile, describe, detect
+from qnas_plugin.locks import alone_in
 from qnas_plugin.search import Algorithm, Problem, nsga2, random
 from qnas_plugin.space import Candidate, Precision
 from qnas_plugin.study import Study, Trial

@@ -20,6 +20,9 @@ Floats = npt.NDArray[np.float64]
 MOST = 1 - 1e-9
 """Losses of less than all can be tested."""
 
+BETTER = {"latency_ms": "faster", "size_mb": "smaller"}
+"""What a member is that gains in an objective."""
+
 MARGIN = 0.5
 """Without examples that nothing was searched on, a member may lose this share of what is allowed."""
 
@@ -104,7 +107,9 @@ def recommend(
     kept = lost <= request.max_accuracy_drop + 1e-12 and not _floors_broken(chosen, request)
     found = _found(chosen, between, report, request, kept)
     if chosen is reference:
-        reason = f"keep {_full(request)}, {reference.folder}/model.onnx: {_nothing_better(outcome, fitting, request)}"
+        reason = (
+            f"keep {_full(request)}, {reference.folder}/model.onnx: {_nothing_better(outcome, fitting, gains, request)}"
+        )
     else:
         reason = f"deploy {_ratios(chosen, request)}; {_shown(request, selection)}; {found}"
     return Recommendation(chosen.name, reason, kept, how, _limit_record(chosen, request, between, kept))
@@ -233,8 +238,10 @@ def _found(
     return f"{where} the difference is {100 * difference:+.2f} points{spanned}, {verdict}"
 
 
-def _nothing_better(outcome: Pick | None, fitting: Sequence[Member], request: TuneRequest) -> str:
+def _nothing_better(outcome: Pick | None, fitting: Sequence[Member], gains: Floats, request: TuneRequest) -> str:
     allowed = f"{100 * request.max_accuracy_drop:.2f} points of accuracy"
+    if not (gains > 1).any():
+        return f"no member is {BETTER[goal(request)]} and keeps the other limits"
     if outcome is None:
         return (
             f"nothing faster or smaller loses less than {MARGIN:.0%} of the allowed {allowed} on the data searched on"
@@ -243,12 +250,6 @@ def _nothing_better(outcome: Pick | None, fitting: Sequence[Member], request: Tu
         f"nothing better was shown to lose no more than {allowed}, at {outcome.confidence:.0%} confidence on "
         f"{outcome.examples} selection examples"
     )
-    if not outcome.tests:
-        return (
-            "no member is better in the objective and keeps the other limits"
-            if not fitting
-            else f"no member is believed to lose no more than {allowed} and to be worth a test"
-        )
     nearest, missing = fitting[outcome.tests[0].member], outcome.missing
     end = f"; nearest is {nearest.folder}, at {100 * outcome.tests[0].difference:+.2f} points there"
     if missing is None:

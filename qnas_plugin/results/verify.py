@@ -94,7 +94,12 @@ def verify(
             len(evaluator.dataset.report), lambda member: scores[member.name], evaluator.dataset.report.clusters
         ),
     )
-    corners = tuple(replace(verified[name], name=corner) for corner, name in chosen.baselines.items())
+    corners = tuple(
+        replace(verified[name], name=corner, folder=f"baselines/{corner}") for corner, name in chosen.baselines.items()
+    )
+    for corner in corners:
+        if chosen.baselines[corner.name] != corner.name:  # it is a member: one model in two folders
+            shutil.copytree(building / places[chosen.baselines[corner.name]], building / corner.folder)
     result = Result(
         tuple(verified[name] for name in chosen.members),
         corners,

@@ -59,15 +59,18 @@ def read_record(checkpoint: str, family: str) -> dict[str, Any] | None:
     remedy = "train again or restore the file"
     record = read_json(path, CheckpointError, remedy)
     with door(CheckpointError, f"{path} is damaged", remedy):
-        version, found, training = int(record["schema_version"]), record["supernet"], record["training"]
+        version = int(record["schema_version"])
+        if version > SCHEMA_VERSION:
+            raise CheckpointError(
+                f"{path} has schema version {version}, this program reads {SCHEMA_VERSION}; update it"
+            )
+        found, training = record["supernet"], record["training"]
         if not isinstance(training, dict):
             raise ValueError(f"'training' is {quoted(training)}")
         for name, choices in record["elastic"].items():
             if not all(type(choice) in (int, float) and 0 <= choice <= _LARGEST for choice in choices):
                 raise ValueError(f"the choices for {name} are {quoted(choices)}")
         record["elastic"] = Elastic(**{name: tuple(choices) for name, choices in record["elastic"].items()})
-    if version > SCHEMA_VERSION:
-        raise CheckpointError(f"{path} has schema version {version}, this program reads {SCHEMA_VERSION}; update it")
     if found != family:
         raise CheckpointError(f"{checkpoint} is a '{found}' supernet, not '{family}'; use --supernet {found}")
     return record

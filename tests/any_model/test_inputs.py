@@ -273,10 +273,10 @@ def test_labels_that_nothing_can_predict_are_refused(tmp_path: Path, labels: np.
 
 
 @pytest.mark.parametrize("odd", [np.nan, np.inf])
-def test_data_that_is_not_finite_is_refused_by_the_tensor(tmp_path: Path, odd: float) -> None:
+def test_data_that_is_not_finite_is_refused_by_its_name(tmp_path: Path, odd: float) -> None:
     x = floats(30, 8)
     x[:, 3] = odd
-    assert "tensor 'x' ranges from" in refused(linear(), {"x": x}, tmp_path)
+    assert "in its output 'y', as the data has in 'x'; it must be finite" in refused(linear(), {"x": x}, tmp_path)
 
 
 def test_no_example_is_no_data(tmp_path: Path) -> None:

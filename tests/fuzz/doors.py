@@ -25,7 +25,7 @@ from qnas_plugin.request import TrainRequest, TuneRequest
 from qnas_plugin.space import Precision
 from qnas_plugin.study import Evaluation, Study
 from qnas_plugin.tasks import Dataset, Processor, SplitSizes
-from qnas_plugin.training.instatune import _read_state
+from qnas_plugin.training import state as training
 from tests.fuzz import mutators, packed
 from tests.fuzz.mutators import Mutator
 from tests.test_latency_table import table
@@ -107,7 +107,7 @@ def supernet(family: str) -> Callable[[Path], object]:
 
 
 def training_state(folder: Path) -> None:
-    state = _read_state(folder / "training.pt", {"seed": 0})
+    state = training.read(folder, {"seed": 0})
     assert state is None or set(state) >= {"identity", "model"}
 
 

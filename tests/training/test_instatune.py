@@ -31,7 +31,7 @@ def supernet(bert_checkpoint: Path) -> Supernet:
 @pytest.fixture(scope="module")
 def dataset(sentences: Path) -> Dataset:
     loaded: Dataset = registry.load("tasks", "text_classification").load(
-        str(sentences), sizes=SplitSizes(calibration=16, search=80)
+        str(sentences), sizes=SplitSizes(calibration=16, search=80, selection=0)
     )
     return loaded
 
@@ -143,7 +143,7 @@ def test_train_distils_from_a_teacher(
 def test_train_teaches_a_convolutional_supernet(tiny_cnn_checkpoint: Path, tmp_path: Path) -> None:
     supernet: Supernet = tiny_cnn.load(str(tiny_cnn_checkpoint), elastic=Elastic(depth=(1, 3), expand=(1, 4)))
     images: Dataset = registry.load("tasks", "image_classification").load(
-        "digits", sizes=SplitSizes(calibration=128, search=200, report=200)
+        "digits", sizes=SplitSizes(calibration=128, search=200, selection=0, report=200)
     )
     encode: Processor = registry.load("tasks", "image_classification").processor(str(tiny_cnn_checkpoint))
     settings = Settings(epochs=6, batch_size=64, learning_rate=5e-3, subnets="sandwich", shrinking=0.5)
@@ -181,7 +181,7 @@ def test_train_augments_images_the_same_way_each_time_and_no_texts(
     supernet: Supernet, dataset: Dataset, processor: Processor, tiny_cnn_checkpoint: Path, tmp_path: Path
 ) -> None:
     images: Dataset = registry.load("tasks", "image_classification").load(
-        "digits", sizes=SplitSizes(calibration=128, search=1400, report=200)
+        "digits", sizes=SplitSizes(calibration=128, search=1400, selection=0, report=200)
     )
     encode: Processor = registry.load("tasks", "image_classification").processor(str(tiny_cnn_checkpoint))
     found = []
