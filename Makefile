@@ -3,7 +3,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test test-cpus lint clean
+.PHONY: demo test test-cpus fuzz kill lint clean
 
 demo: $(READY)  ## train a small ViT supernet on scikit-learn's digits, search it, write the Pareto set
 	$(BIN)/qnas profile --detect --name this-machine --out demo
@@ -11,11 +11,17 @@ demo: $(READY)  ## train a small ViT supernet on scikit-learn's digits, search i
 	$(BIN)/qnas tune --config examples/digits-vit/tune.toml
 	@echo "The result is in demo/digits: report.html, pareto.json and pareto/*/model.onnx"
 
-test: $(READY)  ## run the suite
-	$(BIN)/python -m pytest
+test: $(READY)  ## run the suite, in two processes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-cpus: $(READY)  ## run the suite under each kind of OpenBLAS kernels that this CPU has
 	$(BIN)/python tests/cpus.py
+
+fuzz: $(READY)  ## damaged and forged files of every kind, for five minutes
+	$(BIN)/python -m benchmarks.robustness.fuzz --minutes 5
+
+kill: $(READY)  ## kill each command twenty times; nothing may be lost
+	$(BIN)/python benchmarks/kill_commands.py --kills 20
 
 lint: $(READY)
 	$(BIN)/ruff check .
