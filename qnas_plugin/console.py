@@ -86,6 +86,9 @@ def tuning(request: TuneRequest) -> Result:
             "of ONNX Runtime, as they were measured; without it sums overflow and accuracy is lost.[/yellow]"
         )
     console.print(f"Written to {request.out}: pareto.json and {len(result.members)} models under pareto/")
+    for member in result.members:
+        if member.baseline and not member.dominated:
+            console.print(f"{member.name} is {member.baseline}")
     if folded := sum(member.dominated for member in result.members):
         console.print(f"{folded} of them are dominated on verified values, and not shown above; report.html has them")
     console.print(result.reason[0].upper() + result.reason[1:] + ".")
@@ -358,9 +361,9 @@ def _table(result: Result) -> Table:
         title_justify="left",
         box=box.SIMPLE,
     )
-    table.add_column("", overflow="fold")
+    table.add_column("", no_wrap=True, min_width=17)
     for name in ("accuracy", "latency ms", "size MB", "faster", "smaller", "points"):
-        table.add_column(name, justify="right", min_width=max(map(len, name.split())) + 1)
+        table.add_column(name, justify="right", min_width=max(map(len, name.split())))
 
     def row(member: Member) -> None:
         metrics, ratio = member.report, member.against.get(f"largest-{against}")
@@ -374,9 +377,8 @@ def _table(result: Result) -> Table:
             else ["", "", ""]
         )
         chosen = member.name == result.recommended
-        same = f" = {member.baseline}" if member.baseline and member in result.members else ""
         table.add_row(
-            ("> " if chosen else "  ") + member.name + same,
+            ("> " if chosen else "  ") + member.name,
             f"{metrics['accuracy']:.4f}",
             f"{metrics['latency_ms']:.3f}",
             f"{metrics['size_mb']:.2f}",
