@@ -216,6 +216,7 @@ def retargeting(study: Path, hardware: str, *, out: Path | None, **options: Any)
     console.print(shown)
     for note in record["notes"]:
         console.print(f"[yellow]The latency table does not quite fit: {note}.[/yellow]")
+    console.print("Nothing here was tested on the selection part; verify a member before it is deployed.")
     folder = out or study / "retarget" / record["hardware"]["name"]
     console.print(
         f"From {record['trials']} stored trials and {record['evaluated']} new evaluations, in "
