@@ -280,6 +280,18 @@ def test_tune_names_the_nearest_member_when_nothing_keeps_a_limit(
     assert json.loads((tuned / "pareto.json").read_text())["recommended"] is None
 
 
+@pytest.mark.parametrize(("name", "kept", "code"), [("1-a", True, 0), ("1-a", False, 4), (None, None, 3)])
+def test_the_exit_code_says_whether_the_limits_are_kept(
+    name: str | None, kept: bool | None, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from qnas_plugin import console
+    from qnas_plugin.results.member import Result
+
+    monkeypatch.setattr(console, "tuning", lambda request: Result((), (), name, "why", kept))
+    options = ["--supernet", "bert", "--checkpoint", "c", "--task", "text_classification", "--data", "d"]
+    assert run("tune", *options, "--out", tmp_path) == code
+
+
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
