@@ -25,8 +25,7 @@ from pathlib import Path
 
 import numpy as np
 import psutil
-import torch
-from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
+from kill import save_checkpoint
 
 from qnas_plugin.hardware import describe, detect, write_profile
 from qnas_plugin.locks import PART, SCRATCH
@@ -226,26 +225,6 @@ def retargeted(out: Path) -> object:
     """Keys of the members that the result names, and of the files beside it."""
     record = json.loads((out / "retarget.json").read_text())
     return [member["key"] for member in record["members"]], sorted(path.name for path in (out / "candidates").iterdir())
-
-
-def save_checkpoint(folder: Path) -> None:
-    """A random ViT for images of 8x8 pixels."""
-    torch.manual_seed(0)
-    config = ViTConfig(
-        hidden_size=32,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        intermediate_size=48,
-        image_size=8,
-        patch_size=4,
-        num_channels=1,
-        initializer_range=0.2,
-        id2label={i: str(i) for i in range(10)},
-        label2id={str(i): i for i in range(10)},
-    )
-    ViTForImageClassification(config).save_pretrained(folder)
-    size = {"height": 8, "width": 8}
-    ViTImageProcessor(do_resize=False, image_mean=[0.5], image_std=[0.5], size=size).save_pretrained(folder)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,9 @@ from qnas_plugin.selection import Pick, p_value, pick, plan
 
 Floats = npt.NDArray[np.float64]
 
+INTERVAL = 0.9
+"""The confidence of the interval of what was found on the report part."""
+
 MOST = 1 - 1e-9
 """Losses of less than all can be tested."""
 
@@ -102,15 +105,15 @@ def recommend(
     if chosen is None:
         return Recommendation(None, _none(members, reference, request), None, how, _limit_record(None, request, None))
     differences = report.scores(chosen) - report.scores(reference)
-    between = interval(differences, 0.9, report.clusters) if chosen is not reference else None
+    between = interval(differences, INTERVAL, report.clusters) if chosen is not reference else None
     lost = reference.report["accuracy"] - chosen.report["accuracy"]
     kept = lost <= request.max_accuracy_drop + 1e-12 and not _floors_broken(chosen, request)
-    found = _found(chosen, between, report, request, kept)
     if chosen is reference:
         reason = (
             f"keep {_full(request)}, {reference.folder}/model.onnx: {_nothing_better(outcome, fitting, gains, request)}"
         )
     else:
+        found = _found(chosen, between, report, request, kept)
         reason = f"deploy {_ratios(chosen, request)}; {_shown(request, selection)}; {found}"
     return Recommendation(chosen.name, reason, kept, how, _limit_record(chosen, request, between, kept))
 
@@ -199,7 +202,7 @@ def _limit_record(
         "against": request.reference,
         "found": None if chosen is None else chosen.against.get(request.reference, {}).get("accuracy_difference", 0.0),
         "interval": None if between is None else list(between),
-        "interval_confidence": 0.9,
+        "interval_confidence": INTERVAL,
         "kept": kept,
     }
 
@@ -251,9 +254,8 @@ def _nothing_better(outcome: Pick | None, fitting: Sequence[Member], gains: Floa
         f"{outcome.examples} selection examples"
     )
     nearest, missing = fitting[outcome.tests[0].member], outcome.missing
+    assert missing is not None  # a member was tested and none passed
     end = f"; nearest is {nearest.folder}, at {100 * outcome.tests[0].difference:+.2f} points there"
-    if missing is None:
-        return begin + end
     more = "" if missing.examples is None else f", or with about {missing.examples} examples"
     return f"{begin}{end}: it would pass with {100 * missing.limit:.2f} points allowed{more}"
 

@@ -48,6 +48,7 @@ class _Chosen:
         baselines: The name under which each baseline stands among the candidates.
         search: What is believed of each candidate, by its key.
         beliefs: Of all trials.
+        building: Where their folders are until all of them are verified.
     """
 
     candidates: Mapping[str, Candidate]
@@ -55,6 +56,15 @@ class _Chosen:
     baselines: Mapping[str, str]
     search: Mapping[str, Mapping[str, float]]
     beliefs: Beliefs
+    building: Path
+
+    def folder(self, name: str) -> str:
+        """The folder of a candidate, relative to where it is built and to the output folder."""
+        return f"{'pareto' if name in self.members else 'baselines'}/{name}"
+
+    def file(self, name: str) -> Path:
+        """The model of a candidate while it is verified."""
+        return self.building / self.folder(name) / "model.onnx"
 
 
 def verify(
@@ -79,11 +89,10 @@ def verify(
     building = request.out / ".verifying"
     shutil.rmtree(building, ignore_errors=True)
     chosen = _choose(request, study, evaluator, baselines, building)
-    places = {name: ("pareto" if name in chosen.members else "baselines") + f"/{name}" for name in chosen.candidates}
-    scores = _build(evaluator, chosen, building, places, on_stage)
-    executed = _kernels(evaluator, chosen, building, places, on_stage)
-    latencies = _latencies(evaluator, chosen, building, places, on_stage)
-    verified = _members(request, chosen, building, places, scores, latencies, executed)
+    scores = _build(evaluator, chosen, on_stage)
+    executed = _kernels(evaluator, chosen, on_stage)
+    latencies = _latencies(evaluator, chosen, on_stage)
+    verified = _members(request, chosen, scores, latencies, executed)
     on_stage("Choosing what to recommend on the selection part")
     advice = recommend(
         [verified[name] for name in chosen.members],
@@ -99,7 +108,7 @@ def verify(
     )
     for corner in corners:
         if chosen.baselines[corner.name] != corner.name:  # it is a member: one model in two folders
-            shutil.copytree(building / places[chosen.baselines[corner.name]], building / corner.folder)
+            shutil.copytree(chosen.file(chosen.baselines[corner.name]).parent, building / corner.folder)
     result = Result(
         tuple(verified[name] for name in chosen.members),
         corners,
@@ -123,7 +132,7 @@ def verify(
 
 
 def _choose(
-    request: TuneRequest, study: Study, evaluator: Evaluator, baselines: Mapping[str, Candidate], scratch: Path
+    request: TuneRequest, study: Study, evaluator: Evaluator, baselines: Mapping[str, Candidate], building: Path
 ) -> _Chosen:
     """The Pareto set by what all trials together say, and the baselines, each candidate once."""
     trials = [trial for trial in study.trials() if trial.state == "complete"]
@@ -131,7 +140,7 @@ def _choose(
     keys = [trial.candidate.key for trial in trials]
     for candidate in baselines.values():  # not every algorithm asks for them
         if candidate.key not in keys:
-            make = scratch / "baseline"
+            make = building / "baseline"
             make.mkdir(parents=True, exist_ok=True)
             known.append(evaluator.accuracy(candidate, make))
             keys.append(candidate.key)
@@ -145,7 +154,7 @@ def _choose(
     names = {candidate: name for name, candidate in members.items()}
     corners = {name: names.get(candidate, name) for name, candidate in baselines.items()}
     rest = {name: candidate for name, candidate in baselines.items() if corners[name] == name}
-    return _Chosen(members | rest, tuple(members), corners, search, beliefs)
+    return _Chosen(members | rest, tuple(members), corners, search, beliefs, building)
 
 
 def _tolerances(request: TuneRequest, beliefs: Beliefs, points: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -160,62 +169,42 @@ def _tolerances(request: TuneRequest, beliefs: Beliefs, points: npt.NDArray[np.f
 
 
 def _build(
-    evaluator: Evaluator,
-    chosen: _Chosen,
-    building: Path,
-    places: Mapping[str, str],
-    on_stage: Callable[[str], None],
+    evaluator: Evaluator, chosen: _Chosen, on_stage: Callable[[str], None]
 ) -> dict[str, npt.NDArray[np.float64]]:
     """Writes all candidates; their scores on the report part."""
     scores = {}
     for i, (name, candidate) in enumerate(chosen.candidates.items(), 1):
         if i * 10 // len(chosen.candidates) > (i - 1) * 10 // len(chosen.candidates):
             on_stage(f"Built and checked {i} of {len(chosen.candidates)} models")
-        write_candidate(evaluator, candidate, building / places[name])
-        scores[name] = evaluator.scores(building / places[name] / "model.onnx", "report").scores
+        write_candidate(evaluator, candidate, chosen.file(name).parent)
+        scores[name] = evaluator.scores(chosen.file(name), "report").scores
     return scores
 
 
-def _kernels(
-    evaluator: Evaluator,
-    chosen: _Chosen,
-    building: Path,
-    places: Mapping[str, str],
-    on_stage: Callable[[str], None],
-) -> dict[str, Kernels]:
+def _kernels(evaluator: Evaluator, chosen: _Chosen, on_stage: Callable[[str], None]) -> dict[str, Kernels]:
     """What each candidate's file runs as."""
-    executed = {
-        name: evaluator.kernels(candidate, building / places[name] / "model.onnx")
-        for name, candidate in chosen.candidates.items()
-    }
+    executed = {name: evaluator.kernels(candidate, chosen.file(name)) for name, candidate in chosen.candidates.items()}
     if note := in_name_only(executed.values()):
         on_stage(note)
     return executed
 
 
-def _latencies(
-    evaluator: Evaluator,
-    chosen: _Chosen,
-    building: Path,
-    places: Mapping[str, str],
-    on_stage: Callable[[str], None],
-) -> dict[str, dict[str, Any]]:
+def _latencies(evaluator: Evaluator, chosen: _Chosen, on_stage: Callable[[str], None]) -> dict[str, dict[str, Any]]:
     """All about the latency of each candidate, measured in turns or from the table."""
     if not evaluator.timed:
         return {
             name: {"median": evaluator.estimate(candidate), "source": "predicted"}
             for name, candidate in chosen.candidates.items()
         }
-    on_stage(f"Timing {len(places)} models in turns")
-    timed = evaluator.latency([building / place / "model.onnx" for place in places.values()], rounds=5)
-    return {name: latency.to_dict() | {"source": "measured"} for name, latency in zip(places, timed, strict=True)}
+    names = list(chosen.candidates)
+    on_stage(f"Timing {len(names)} models in turns")
+    timed = evaluator.latency([chosen.file(name) for name in names], rounds=5)
+    return {name: latency.to_dict() | {"source": "measured"} for name, latency in zip(names, timed, strict=True)}
 
 
 def _members(
     request: TuneRequest,
     chosen: _Chosen,
-    building: Path,
-    places: Mapping[str, str],
     scores: Mapping[str, npt.NDArray[np.float64]],
     latencies: Mapping[str, Mapping[str, Any]],
     executed: Mapping[str, Kernels],
@@ -225,7 +214,7 @@ def _members(
         name: {
             "accuracy": float(scores[name].mean()),
             "latency_ms": latencies[name]["median"],
-            "size_mb": measure.size_mb(building / places[name] / "model.onnx"),
+            "size_mb": measure.size_mb(chosen.file(name)),
         }
         for name in chosen.candidates
     }
@@ -243,7 +232,7 @@ def _members(
                 for reference, found in chosen.baselines.items()
                 if reference in REFERENCES and found != name
             },
-            places[name],
+            chosen.folder(name),
             dominated=not kept,
             baseline=same.get(name),
             kernels=executed[name].to_dict(),
