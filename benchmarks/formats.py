@@ -17,12 +17,15 @@ import warnings
 from dataclasses import replace
 from pathlib import Path
 
-from qnas_plugin import measure, onnx_model, registry
-from qnas_plugin.evaluate import Evaluator
-from qnas_plugin.hardware import RuntimeSetting
-from qnas_plugin.precision import FORMATS, Precisions
+from qnas_plugin import registry
+from qnas_plugin.data import SplitSizes
+from qnas_plugin.evaluate.lab import Lab
+from qnas_plugin.hardware import RuntimeSetting, describe
+from qnas_plugin.hardware.machine import detect
+from qnas_plugin.measure.latency import time_models
+from qnas_plugin.quantizers.formats import FORMATS, Precisions
 from qnas_plugin.space import Precision
-from qnas_plugin.tasks import SplitSizes
+from qnas_plugin.supernets.onnx_file import onnx_model
 
 
 def main() -> None:
@@ -39,18 +42,18 @@ def main() -> None:
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS))
     options = parser.parse_args()
     warnings.simplefilter("ignore")
-    evaluator = load(options)
-    space = evaluator.supernet.space
+    lab = load(options)
+    space = lab.network.space
     largest = space.corner("largest", Precision.FP32)
     with tempfile.TemporaryDirectory(prefix="qnas-bench-") as folder:
         scores, paths = {}, {}
         for name in (Precision.FP32.value, *dict.fromkeys(["int8", *options.formats])):
             values = {key: name if key.startswith("precision.") else value for key, value in largest.items()}
             paths[name] = Path(folder) / f"{name}.onnx"
-            evaluator.write(space.candidate(values), paths[name])
-            scores[name] = evaluator.workbench.scores(paths[name], threads=1).scores
-        inputs = evaluator.workbench.timing_inputs
-        latencies = measure.latency(list(paths.values()), inputs, evaluator.setting, rounds=5)
+            lab.write(space.candidate(values), paths[name])
+            scores[name] = lab.bench.scores(paths[name], threads=1).scores
+        inputs = lab.bench.timing_inputs
+        latencies = time_models(list(paths.values()), inputs, lab.setting, rounds=5)
     print("format           accuracy  points    gain   error       ms")
     for (name, own), latency in zip(scores.items(), latencies, strict=True):
         lost, gain = 100 * (own - scores["fp32"]), 100 * (own - scores["int8"])
@@ -58,7 +61,7 @@ def main() -> None:
         print(f"{name:16} {own.mean():8.4f} {lost.mean():7.2f} {gain.mean():7.2f} {spread:7.2f} {latency.median:8.3f}")
 
 
-def load(options: argparse.Namespace) -> Evaluator:
+def load(options: argparse.Namespace) -> Lab:
     """The network with its data."""
     precisions = Precisions((*FORMATS, Precision.FP32.value))
     task = registry.load("tasks", options.task or "arrays")
@@ -69,7 +72,9 @@ def load(options: argparse.Namespace) -> Evaluator:
     else:
         network = onnx_model.load(options.model, precisions=precisions)
     processor = task.processor(options.model, max_length=options.max_length)
-    return Evaluator(network, dataset, processor, RuntimeSetting(sequence_length=options.max_length))
+    return Lab(
+        network, dataset, processor, describe(detect(), "here"), RuntimeSetting(sequence_length=options.max_length)
+    )
 
 
 if __name__ == "__main__":

@@ -14,10 +14,11 @@ import warnings
 from pathlib import Path
 from typing import Literal
 
-from qnas_plugin import measure, registry
+from qnas_plugin import registry
 from qnas_plugin.hardware import RuntimeSetting
-from qnas_plugin.isolate import build
-from qnas_plugin.materialize import export
+from qnas_plugin.latency.parts_alone import build
+from qnas_plugin.measure.accuracy import size_mb
+from qnas_plugin.measure.latency import time_models
 from qnas_plugin.space import Precision
 from qnas_plugin.supernets import Supernet
 
@@ -52,14 +53,14 @@ def main() -> None:
 def compare(name: str, supernet: Supernet, setting: RuntimeSetting) -> None:
     """Prints the rows of one supernet."""
     inputs = supernet.example(setting)
-    graph = export(supernet, inputs)
+    graph = supernet.graph(inputs)
     corners = [(size, precision) for size in SIZES for precision in (Precision.FP32, Precision.INT8)]
     with tempfile.TemporaryDirectory(prefix="qnas-") as folder:
         paths = [Path(folder) / f"{size}-{precision}.onnx" for size, precision in corners]
         for path, (size, precision) in zip(paths, corners, strict=True):
             path.write_bytes(build(graph, supernet, supernet.space.corner(size, precision)).SerializeToString())
-        times = [latency.median for latency in measure.latency(paths, inputs, setting, rounds=8)]
-        sizes = [measure.size_mb(path) for path in paths]
+        times = [latency.median for latency in time_models(paths, inputs, setting, rounds=8)]
+        sizes = [size_mb(path) for path in paths]
     for i, size in enumerate(SIZES):
         (fp32_ms, int8_ms), (fp32_mb, int8_mb) = times[2 * i : 2 * i + 2], sizes[2 * i : 2 * i + 2]
         print(

@@ -31,7 +31,7 @@ import sys
 import numpy as np, onnxruntime as ort
 from qnas_plugin import registry
 from qnas_plugin.hosts.neural_compressor import fit
-from qnas_plugin.tasks import SplitSizes
+from qnas_plugin.data import SplitSizes
 model, out, trials, population = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 task = registry.load("tasks", "image_classification")
 data, puts = task.load("digits", sizes=SplitSizes(128, 300)), task.processor(model)

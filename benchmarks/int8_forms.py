@@ -27,14 +27,18 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from onnxruntime.transformers.optimizer import optimize_model
 
-from qnas_plugin import kernels, measure, registry, timing
-from qnas_plugin.environment import detect
+from qnas_plugin import registry
+from qnas_plugin.build.export import export_module
+from qnas_plugin.build.graph import Graph
+from qnas_plugin.data import Inputs
 from qnas_plugin.hardware import RuntimeSetting
-from qnas_plugin.isolate import build
-from qnas_plugin.materialize import Graph, export, export_module
+from qnas_plugin.hardware.machine import detect
+from qnas_plugin.latency.parts_alone import build
+from qnas_plugin.measure.accuracy import size_mb
+from qnas_plugin.quantizers import kernels
+from qnas_plugin.runtimes import onnxruntime as runtime
 from qnas_plugin.space import Precision
 from qnas_plugin.supernets import Supernet
-from qnas_plugin.tasks import Inputs
 
 TOKENS = {"minilm-l6": 64, "bert-base": 128}
 """Folders of ``examples/shapes``, and how long their texts are."""
@@ -55,7 +59,7 @@ def main() -> None:
     for name in options.models:
         supernet: Supernet = registry.load("supernets", "bert").load(f"examples/shapes/{name}")
         inputs = supernet.example(RuntimeSetting(sequence_length=TOKENS[name]))
-        graph = export(supernet, inputs)
+        graph = supernet.graph(inputs)
         with tempfile.TemporaryDirectory(prefix="qnas-bench-") as folder:
             against_tools(name, supernet, graph, inputs, Path(folder), options.seconds)
         with tempfile.TemporaryDirectory(prefix="qnas-bench-") as folder:
@@ -149,11 +153,11 @@ def fused_dynamic(fp32: Path, path: Path, supernet: Supernet) -> None:
 
 def table(title: str, paths: Mapping[str, Path], inputs: Inputs, seconds: float) -> None:
     """Times files in turns and prints them."""
-    sessions = [timing.session(path, 1, spinning=False) for path in paths.values()]
+    sessions = [runtime.session(path, 1, spinning=False) for path in paths.values()]
     times: list[list[float]] = [[] for _ in sessions]
     for turn in range(TURNS + 1):  # the first one warms up
         for session, found in list(zip(sessions, times, strict=True))[:: 1 if turn % 2 else -1]:
-            given = timing.feed(session, inputs)
+            given = runtime.feed(session, inputs)
             began, runs = time.perf_counter(), 0
             while runs < 3 or time.perf_counter() - began < seconds / TURNS:
                 before = time.thread_time_ns()
@@ -163,7 +167,7 @@ def table(title: str, paths: Mapping[str, Path], inputs: Inputs, seconds: float)
                     found.append((time.thread_time_ns() - before) / 1e6)
     print(f"\n| {title} | median ms | least ms | runs | MB |\n|---|---|---|---|---|")
     for (name, path), found in zip(paths.items(), times, strict=True):
-        size = measure.size_mb(path)
+        size = size_mb(path)
         print(f"| {name} | {np.median(found):.3f} | {min(found):.3f} | {len(found)} | {size:.1f} |", flush=True)
 
 

@@ -25,16 +25,20 @@ import psutil
 import torch
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
-from qnas_plugin import ranges, registry, workers
+from qnas_plugin import registry
+from qnas_plugin.data import SplitSizes
 from qnas_plugin.errors import QnasError
-from qnas_plugin.evaluate import Evaluator
-from qnas_plugin.hardware import RuntimeSetting, describe, detect
+from qnas_plugin.evaluate import workers
+from qnas_plugin.evaluate.bench import Job
+from qnas_plugin.evaluate.lab import Lab
+from qnas_plugin.hardware import RuntimeSetting, describe
+from qnas_plugin.hardware.machine import detect
+from qnas_plugin.quantizers import range_cache
 from qnas_plugin.search import Problem
 from qnas_plugin.space import Candidate
-from qnas_plugin.study import Study, Trial
+from qnas_plugin.study.evaluation import Trial
+from qnas_plugin.study.study import Study
 from qnas_plugin.supernets import Elastic
-from qnas_plugin.tasks import SplitSizes
-from qnas_plugin.workbench import Job
 
 OBJECTIVES = ("accuracy", "size_mb")
 TRIALS = 60
@@ -73,16 +77,16 @@ def kill(folder: Path, kills: int, rng: np.random.Generator) -> Counter[str]:
     """Runs searches until so many processes were killed; the counts."""
     save_checkpoint(folder / "vit")
     counts = Counter(dict.fromkeys((*FREE, *FAULTS), 0))
-    evaluator = make(folder / "vit")
+    lab = make(folder / "vit")
     while counts["drivers killed"] + counts["workers killed"] < kills:
         out = folder / f"search-{counts['searches']}"
         out.mkdir()
         search(folder / "vit", out, 1 + counts["searches"] % 3, kills, rng, counts)
         counts["searches"] += 1
-        check(evaluator, out, counts)
-    for path in ranges.folder().glob("[!.]*.json"):
+        check(lab, out, counts)
+    for path in range_cache.folder().glob("[!.]*.json"):
         counts["cache entries"] += 1
-        counts["damaged cache entries"] += ranges.load(path.stem) is None
+        counts["damaged cache entries"] += range_cache.load(path.stem) is None
     return counts
 
 
@@ -123,10 +127,10 @@ def descendants(pid: int) -> list[psutil.Process]:
         return []
 
 
-def check(evaluator: Evaluator, out: Path, counts: Counter[str]) -> None:
+def check(lab: Lab, out: Path, counts: Counter[str]) -> None:
     """Compares what the drivers said was finished with what is stored, and some trials with one process alone."""
     try:
-        with open_study(evaluator, out) as study:
+        with open_study(lab, out) as study:
             trials = study.trials()
     except QnasError:
         counts["studies unreadable"] += 1
@@ -137,38 +141,36 @@ def check(evaluator: Evaluator, out: Path, counts: Counter[str]) -> None:
     counts["trials repeated"] += len(trials) - len(keys)
     counts["finished trials lost"] += sum(key not in keys for key in finished(out))
     for trial in trials[::10]:
-        alone = evaluator.workbench.evaluate(job(evaluator, trial.candidate), out, threads=1)
+        alone = lab.bench.evaluate(job(lab, trial.candidate), out, threads=1)
         counts["metrics that differ from one process"] += trial.metrics != alone.metrics
 
 
 def drive(checkpoint: Path, out: Path, count: int) -> None:
     """One driver: searches, and writes the key of each trial that it was told is stored."""
-    evaluator = make(checkpoint)
-    algorithm = registry.load("search", "random").create(
-        Problem(evaluator.supernet.space, OBJECTIVES), seed=0, population=20
-    )
+    lab = make(checkpoint)
+    algorithm = registry.load("search", "random").create(Problem(lab.network.space, OBJECTIVES), seed=0, population=20)
     profile = describe(detect(), "this-machine")
 
     def said(trial: Trial) -> None:
         with (out / "finished").open("a") as file:
             file.write(f"{trial.candidate.key}\n")
 
-    with open_study(evaluator, out) as study, workers.connect(count, None, profile.name) as client:
+    with open_study(lab, out) as study, workers.connect(count, None, profile.name) as client:
         workers.drive(
             client,
             study,
             algorithm,
-            evaluator.workbench,
-            lambda candidate: job(evaluator, candidate),
+            lab.bench,
+            lambda candidate: job(lab, candidate),
             profile,
             trials=TRIALS,
             on_trial=said,
         )
 
 
-def job(evaluator: Evaluator, candidate: Candidate) -> Job:
+def job(lab: Lab, candidate: Candidate) -> Job:
     """A job with a latency as from a table, so that no time goes into measuring."""
-    return replace(evaluator.job(candidate), latency=(1.0, 0.0))
+    return replace(lab.job(candidate), latency=(1.0, 0.0))
 
 
 def finished(out: Path) -> list[str]:
@@ -177,19 +179,19 @@ def finished(out: Path) -> list[str]:
     return path.read_text().split("\n")[:-1] if path.exists() else []
 
 
-def open_study(evaluator: Evaluator, out: Path) -> Study:
+def open_study(lab: Lab, out: Path) -> Study:
     """The study of a search."""
-    return Study.open(str(out / "study.journal"), evaluator.supernet.space, OBJECTIVES, identity={"of": "kill"})
+    return Study.open(str(out / "study.journal"), lab.network.space, OBJECTIVES, identity={"of": "kill"})
 
 
-def make(checkpoint: Path) -> Evaluator:
-    """The evaluator of a checkpoint."""
+def make(checkpoint: Path) -> Lab:
+    """The lab of a checkpoint."""
     task = registry.load("tasks", "image_classification")
     supernet = registry.load("supernets", "vit").load(
         str(checkpoint), elastic=Elastic((2, 3, 4), (1, 2, 4), (16, 32, 48))
     )
     dataset = task.load("digits", sizes=SplitSizes(calibration=32, search=300))
-    return Evaluator(supernet, dataset, task.processor(str(checkpoint)), RuntimeSetting())
+    return Lab(supernet, dataset, task.processor(str(checkpoint)), describe(detect(), "here"), RuntimeSetting())
 
 
 def save_checkpoint(folder: Path) -> None:

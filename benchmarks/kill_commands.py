@@ -27,8 +27,9 @@ import numpy as np
 import psutil
 from kill import save_checkpoint
 
-from qnas_plugin.hardware import describe, detect, write_profile
-from qnas_plugin.locks import PART, SCRATCH
+from qnas_plugin.files.locks import PART, SCRATCH
+from qnas_plugin.hardware import describe, write_profile
+from qnas_plugin.hardware.machine import detect
 
 COUNTS = ("kills", "runs")
 FAULTS = (

@@ -18,9 +18,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from qnas_plugin.onnx_model import load
-from qnas_plugin.quantize import calibrate
-from qnas_plugin.tasks import Batch
+from qnas_plugin.data import Batch
+from qnas_plugin.quantizers.quantize import calibrate
+from qnas_plugin.supernets.onnx_file.onnx_model import load
 
 
 def main() -> None:

@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from qnas_plugin.commands.stored import trials_in
-from qnas_plugin.commands.tune import load
+from qnas_plugin.commands.loading import load
+from qnas_plugin.commands.study_folder import trials_in
 from qnas_plugin.console import tuning
-from qnas_plugin.evaluate import Evaluator
+from qnas_plugin.evaluate.lab import Lab
 from qnas_plugin.objectives import Losses, hypervolume, losses, non_dominated
 from qnas_plugin.request import TuneRequest
 
@@ -42,13 +42,13 @@ def main() -> None:
     for request in requests.values():
         if not (request.out / "pareto.json").exists():
             tuning(request)
-    loaded = load(next(iter(requests.values())))
+    lab = load(next(iter(requests.values())))
     points = {}
     for name, request in requests.items():
-        _, trials = trials_in(request.out, request, loaded.supernet)
+        _, trials = trials_in(request.out, request, lab.network)
         points[name] = losses([trial.metrics for trial in trials], request.objectives)
     volumes(points)
-    members(requests, loaded.evaluator())
+    members(requests, lab)
 
 
 def volumes(points: dict[str, Losses]) -> None:
@@ -63,7 +63,7 @@ def volumes(points: dict[str, Losses]) -> None:
         print(f"| {name} | " + " | ".join(f"{share:.3f}" for share in shares) + " |")
 
 
-def members(requests: dict[str, TuneRequest], evaluator: Evaluator) -> None:
+def members(requests: dict[str, TuneRequest], lab: Lab) -> None:
     """Prints the baselines and each algorithm's recommended member, timed in turns in one run."""
     rows: dict[str, tuple[Path, dict[str, Any]]] = {}
     for name, request in requests.items():
@@ -78,7 +78,7 @@ def members(requests: dict[str, TuneRequest], evaluator: Evaluator) -> None:
             fastest = min(kept, key=lambda row: row["report"]["latency_ms"])
             chosen.append((f"{name}, fastest within the limit: {fastest['name']}", fastest))
         rows |= {title: (request.out / row["folder"] / "model.onnx", row) for title, row in chosen}
-    latencies = evaluator.latency([path for path, _ in rows.values()], rounds=20)
+    latencies = lab.latency([path for path, _ in rows.values()], rounds=20)
     ms = dict(zip(rows, (latency.median for latency in latencies), strict=True))
     print("\n| network | accuracy | latency ms | size MB | against INT8: points (p), faster, smaller | against FP32 |")
     print("|---|---|---|---|---|---|")

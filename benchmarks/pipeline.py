@@ -35,14 +35,15 @@ from neural_compressor.config import options
 from transformers import BertConfig, BertForSequenceClassification
 
 from qnas_plugin import registry
-from qnas_plugin.environment import detect
+from qnas_plugin.build.export import export_module
+from qnas_plugin.build.graph import Graph
+from qnas_plugin.data import Batch, Inputs
+from qnas_plugin.evaluate.bench import Bench, Job, write
 from qnas_plugin.hardware import RuntimeSetting
-from qnas_plugin.materialize import Graph, export_module
-from qnas_plugin.metrics import Scorer
+from qnas_plugin.hardware.machine import detect
+from qnas_plugin.measure.metrics import Scorer
 from qnas_plugin.space import Candidate, Precision
 from qnas_plugin.supernets import Supernet
-from qnas_plugin.tasks import Batch, Inputs
-from qnas_plugin.workbench import Job, Workbench, write
 
 TEXTS = 100
 MODELS: Mapping[str, tuple[int, int, int, int, int]] = {
@@ -78,7 +79,7 @@ def main() -> None:
 
 def compare(name: str, count: int, folder: Path) -> None:
     """Times one model and prints its table."""
-    supernet, workbench, padded = prepare(name, folder)
+    supernet, bench, padded = prepare(name, folder)
     space = supernet.space
     rows: dict[str, list[float]] = {}
     for genes, other in zip(*(space.sample(count, np.random.default_rng(seed)) for seed in (0, 1)), strict=True):
@@ -93,11 +94,11 @@ def compare(name: str, count: int, folder: Path) -> None:
             seconds: dict[str, float] = {}
             began = time.perf_counter()
             job = Job(which, supernet.cut(which))
-            write(folder / "here.onnx", workbench.build(job, seconds, threads=detect().usable_cores))
+            write(folder / "here.onnx", bench.build(job, seconds, threads=detect().usable_cores))
             seconds["all"] = time.perf_counter() - began
             for stage, value in seconds.items():
                 rows.setdefault(f"{title} {stage}", []).append(value)
-        for stage, value in plain(supernet, workbench.graph, candidate, padded, folder).items():
+        for stage, value in plain(supernet, bench.graph, candidate, padded, folder).items():
             rows.setdefault(f"plain {stage}", []).append(value)
     print(f"\n{name}: median of {count} candidates, seconds")
     for title, values in rows.items():
@@ -119,8 +120,8 @@ def compare_memory(name: str) -> None:
 def peak(name: str, which: str, folder: Path) -> dict[str, float]:
     """Megabytes at the peaks, above those after the imports: exported, then each candidate built, then run."""
     start = psutil.Process().memory_info().rss / 1e6
-    supernet, workbench, padded = prepare(name, folder)
-    peaks = {"fp32": sum(array.nbytes for array in workbench.graph.weights.values()) / 1e6}
+    supernet, bench, padded = prepare(name, folder)
+    peaks = {"fp32": sum(array.nbytes for array in bench.graph.weights.values()) / 1e6}
 
     def mark(title: str) -> None:
         peaks[title] = highest() - start
@@ -130,11 +131,11 @@ def peak(name: str, which: str, folder: Path) -> dict[str, float]:
     for precision in (Precision.INT8, Precision.FP32):
         candidate = supernet.space.corner("largest", precision)
         if which == "plain":
-            plain(supernet, workbench.graph, candidate, padded, folder)
+            plain(supernet, bench.graph, candidate, padded, folder)
             mark(f"largest candidate in {precision} built")
         else:
             job = Job(candidate, supernet.cut(candidate), (1.0, 0.0))
-            workbench.evaluate(job, folder, threads=detect().usable_cores)
+            bench.evaluate(job, folder, threads=detect().usable_cores)
             mark(f"largest candidate in {precision} built and run")
     return peaks
 
@@ -145,21 +146,21 @@ def highest() -> float:
     return int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) * 1024 / 1e6
 
 
-def prepare(name: str, folder: Path) -> tuple[Supernet, Workbench, list[Batch]]:
-    """A random supernet with its workbench, and the calibration data as the plain way gets them."""
+def prepare(name: str, folder: Path) -> tuple[Supernet, Bench, list[Batch]]:
+    """A random supernet with its bench, and the calibration data as the plain way gets them."""
     if name == "resnet50":
         supernet, batches = images()
-        return supernet, workbench(supernet, batches, RuntimeSetting(resolution=224)), batches
+        return supernet, bench(supernet, batches, RuntimeSetting(resolution=224)), batches
     supernet, batches, padded = texts(name, folder)
-    return supernet, workbench(supernet, batches, RuntimeSetting(sequence_length=MODELS[name][-1])), padded
+    return supernet, bench(supernet, batches, RuntimeSetting(sequence_length=MODELS[name][-1])), padded
 
 
-def workbench(supernet: Supernet, batches: Sequence[Batch], setting: RuntimeSetting) -> Workbench:
+def bench(supernet: Supernet, batches: Sequence[Batch], setting: RuntimeSetting) -> Bench:
     """What builds candidates with these calibration data."""
     first = batches[0]
     count = len(first.positions)
     search, labels = [Batch(first.inputs, np.arange(count))], np.zeros(count, dtype=np.int64)
-    built = Workbench(supernet.graph(first.inputs), batches, search, Scorer("accuracy", labels), first.inputs, setting)
+    built = Bench(supernet.graph(first.inputs), batches, search, Scorer("accuracy", labels), first.inputs, setting)
     assert built.fingerprint  # hashes the weights, once a run
     return built
 

@@ -20,8 +20,9 @@ from typing import Any
 
 import numpy as np
 
+from qnas_plugin.commands.loading import load
 from qnas_plugin.commands.retarget import retarget
-from qnas_plugin.commands.tune import load, tune
+from qnas_plugin.commands.tune import tune
 from qnas_plugin.objectives import Losses, hypervolume, losses
 from qnas_plugin.request import TuneRequest
 
@@ -75,7 +76,7 @@ def compare(with_table: TuneRequest, measuring: TuneRequest) -> None:
     everyone = [(name, member) for name, members in fronts.items() for member in members]
     requests = {"table": with_table, "measured": measuring}
     paths = [requests[name].out / member["folder"] / "model.onnx" for name, member in everyone]
-    timed = load(measuring).evaluator().latency(paths, rounds=8)
+    timed = load(measuring).latency(paths, rounds=8)
     rows = [{**member["search"], "latency_ms": time.median} for (_, member), time in zip(everyone, timed, strict=True)]
     points = losses(rows, OBJECTIVES)
     for name, share in shares({key: points[[own == key for own, _ in everyone]] for key in fronts}).items():
@@ -88,7 +89,7 @@ def compare(with_table: TuneRequest, measuring: TuneRequest) -> None:
 def carry_over(study: TuneRequest, fresh: TuneRequest, evaluate: int) -> None:
     """A retargeted study against a fresh search at the new setting."""
     seconds = {"fresh": search(fresh)}
-    evaluator = load(fresh).evaluator()
+    lab = load(fresh)
     trials = json.loads((fresh.out / "pareto.json").read_text(encoding="utf-8"))["members"]
     fronts = {"fresh": losses([member["search"] for member in trials], OBJECTIVES)}
     known: dict[str, float] = {}
@@ -110,7 +111,7 @@ def carry_over(study: TuneRequest, fresh: TuneRequest, evaluate: int) -> None:
             for member in found.members:
                 key = member.candidate.key
                 if key not in known:
-                    known[key] = evaluator.accuracy(member.candidate, Path(name))
+                    known[key] = lab.accuracy(member.candidate, Path(name))
                 rows.append({**member.metrics, "accuracy": known[key]})
             fronts[title] = losses(rows, OBJECTIVES)
     for title, share in shares(fronts).items():

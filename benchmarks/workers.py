@@ -26,14 +26,16 @@ from statistics import mean, pstdev
 
 import numpy as np
 
-from qnas_plugin import registry, workers
-from qnas_plugin.commands.tune import load
+from qnas_plugin import registry
+from qnas_plugin.commands.loading import load
+from qnas_plugin.evaluate import workers
+from qnas_plugin.evaluate.bench import Job
 from qnas_plugin.objectives import hypervolume, losses, signs
 from qnas_plugin.request import TuneRequest
 from qnas_plugin.search import ExactMetric, Problem
 from qnas_plugin.space import Candidate
-from qnas_plugin.study import Study, Trial
-from qnas_plugin.workbench import Job
+from qnas_plugin.study.evaluation import Trial
+from qnas_plugin.study.study import Study
 
 
 def main() -> None:
@@ -71,33 +73,33 @@ def search(request: TuneRequest, count: int, seed: int, cpus: Sequence[int]) -> 
     """The trials of one search on some cores, and the seconds from the first to the last."""
     os.sched_setaffinity(0, cpus)
     os.environ["XDG_CACHE_HOME"] = f"{request.out}/{seed}-{count}"
-    loaded = load(request)
-    evaluator, supernet = loaded.evaluator(), loaded.supernet
+    lab = load(request)
+    supernet = lab.network
     exact: dict[str, ExactMetric] = {"size_mb": supernet.weight_mb}
-    if loaded.estimator is not None:
-        exact["latency_ms"] = loaded.estimator
+    if lab.estimator is not None:
+        exact["latency_ms"] = lab.estimator
     problem = Problem(supernet.space, objectives(request), exact=exact)
     algorithm = registry.load("search", request.algorithm).create(
         problem, seed=seed, population=min(request.population, request.trials)
     )
 
     def job(candidate: Candidate) -> Job:
-        told = evaluator.job(candidate)
+        told = lab.job(candidate)
         return replace(told, latency=told.latency or (1.0, 0.0))
 
     times: list[float] = []
     storage = f"{request.out}/{seed}-{count}.journal"
     with (
         Study.open(storage, supernet.space, problem.objectives, identity={"seed": str(seed)}) as study,
-        workers.connect(count, None, loaded.profile.name) as client,
+        workers.connect(count, None, lab.profile.name) as client,
     ):
         workers.drive(
             client,
             study,
             algorithm,
-            evaluator.workbench,
+            lab.bench,
             job,
-            loaded.profile,
+            lab.profile,
             trials=request.trials,
             on_trial=lambda trial: times.append(time.monotonic()),
         )

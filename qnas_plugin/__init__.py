@@ -14,6 +14,8 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
+from qnas_plugin._version import __version__ as __version__
+
 if TYPE_CHECKING:
     from qnas_plugin.api import export, profile, retarget, train, tune
     from qnas_plugin.hosts.optuna import LinasSampler
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
 # alone keeps it from that: its disable_telemetry_events() comes too late.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-__version__ = "0.1.0"
 __all__ = ["LinasSampler", "export", "profile", "retarget", "train", "tune"]
 
 

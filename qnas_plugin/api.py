@@ -12,7 +12,7 @@ from qnas_plugin.commands import train as _train
 from qnas_plugin.commands import tune as _tune
 from qnas_plugin.commands.export import export
 from qnas_plugin.commands.retarget import retarget
-from qnas_plugin.latency_table import LatencyTable
+from qnas_plugin.latency.table import LatencyTable
 from qnas_plugin.request import Options, ProfileRequest, TrainRequest, TuneRequest
 from qnas_plugin.results.member import Result
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from qnas_plugin import __version__
+from qnas_plugin._version import __version__
 from qnas_plugin.errors import QnasError, UsageError
 
 EXIT_ERROR, EXIT_USAGE, EXIT_NO_MEMBER, EXIT_NOT_KEPT, EXIT_INTERRUPTED = 1, 2, 3, 4, 130

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from qnas_plugin.commands.profile import Progress as Profiled
     from qnas_plugin.commands.retarget import Retargeted
     from qnas_plugin.commands.tune import Progress as Searched
-    from qnas_plugin.latency_table import LatencyTable
+    from qnas_plugin.latency.table import LatencyTable
     from qnas_plugin.results.member import Member, Result
     from qnas_plugin.training.instatune import Step
 
@@ -63,7 +63,7 @@ def training(request: TrainRequest) -> dict[str, Any] | None:
 def tuning(request: TuneRequest) -> Result:
     """Searches, with a bar of trials, and ends with one table and one sentence."""
     from qnas_plugin.commands.tune import tune
-    from qnas_plugin.timing import int8_overflows
+    from qnas_plugin.runtimes.onnxruntime import int8_overflows
 
     with _bar("{task.fields[best]}") as bar:
         task = bar.add_task("Searching", total=request.trials, best="", visible=False)
@@ -126,8 +126,9 @@ def detecting(name: str | None, out: Path | None, overwrite: bool) -> None:
     """Describes this machine and writes its hardware profile, unless a known one fits."""
     from qnas_plugin import hardware
     from qnas_plugin.errors import HardwareError
+    from qnas_plugin.hardware.machine import detect
 
-    machine = hardware.detect()
+    machine = detect()
     console.print(f"This machine: {machine}")
     if name is None:
         try:
@@ -152,10 +153,11 @@ def detecting(name: str | None, out: Path | None, overwrite: bool) -> None:
 
 def comparing(before: Path, after: Path) -> None:
     """Prints what got slower and faster between two latency tables."""
-    from qnas_plugin import latency_table, table_pair
+    from qnas_plugin.latency import merge
+    from qnas_plugin.latency import table as latency_table
 
     tables = latency_table.load(before), latency_table.load(after)
-    changes = table_pair.compare(*tables)
+    changes = merge.compare(*tables)
     for label, table in zip(("before", "after"), tables, strict=True):
         console.print(
             f"{label}: {table}, {table.created}, onnxruntime {table.versions.get('onnxruntime')}, "
@@ -175,9 +177,11 @@ def comparing(before: Path, after: Path) -> None:
 
 def merging(first: Path, second: Path, out: Path | None, overwrite: bool) -> None:
     """Writes one table with the rows of two."""
-    from qnas_plugin import hardware, latency_table, table_pair
+    from qnas_plugin import hardware
+    from qnas_plugin.latency import merge
+    from qnas_plugin.latency import table as latency_table
 
-    table = table_pair.merge(latency_table.load(first), latency_table.load(second))
+    table = merge.merge(latency_table.load(first), latency_table.load(second))
     folder = out or hardware.user_folder("latency_tables")
     refuse_existing(folder / table.hardware.name / f"{table.name}.json", overwrite)
     path = latency_table.write(table, folder)
@@ -186,12 +190,13 @@ def merging(first: Path, second: Path, out: Path | None, overwrite: bool) -> Non
 
 def plotting(source: Path, out: Path | None) -> None:
     """Writes the plots of a latency table."""
-    from qnas_plugin import latency_plot, latency_table
+    from qnas_plugin.latency import plot
+    from qnas_plugin.latency import table as latency_table
 
     path = out or source.with_suffix(".html")
     if path.exists() and path.samefile(source):
         raise OutputError(f"--out {path} is the table itself; give another file")
-    write_bytes(path, latency_plot.render(latency_table.load(source)).encode())
+    write_bytes(path, plot.render(latency_table.load(source)).encode())
     console.print(f"Wrote {path}")
 
 
@@ -236,7 +241,7 @@ def exporting(study: Path, out: Path, **options: Any) -> None:
 
 def olive_configuring(request: TuneRequest) -> None:
     """Writes Olive's configuration and says how to run it."""
-    from qnas_plugin.hosts.olive.config import write_config
+    from qnas_plugin.commands.olive_config import write_config
 
     write_config(request)
     out = request.out
@@ -252,11 +257,11 @@ def showing(what: str) -> None:
         "predictors": "predictors",
     }
     if what.endswith(".onnx"):
-        from qnas_plugin.onnx_model import load
+        from qnas_plugin.supernets.onnx_file.onnx_model import load
 
         rows = [(name, " ".join(nodes)) for name, nodes in load(what).groups.items()]
     elif what == "precisions":
-        from qnas_plugin.precision import FORMATS
+        from qnas_plugin.quantizers.formats import FORMATS
 
         rows = [*((name, format.about) for name, format in FORMATS.items()), ("fp32", "not quantized")]
     elif what == "hardware":
@@ -277,7 +282,8 @@ def showing(what: str) -> None:
 
 def showing_kernels(model: Path, data: Path | None, batch_size: int, length: int, threads: int) -> None:
     """Prints what each layer of a file runs as, and where the time goes, on standard output."""
-    from qnas_plugin import kernels, operator_times
+    from qnas_plugin.measure import operator_times
+    from qnas_plugin.quantizers import kernels
 
     layers = kernels.layers(model)
     inputs = operator_times.made_up(model, batch_size, length) if data is None else operator_times.read_inputs(data)

@@ -29,11 +29,7 @@ from transformers import (
 )
 
 from qnas_plugin.supernets import mobilenet_v3, resnet50
-from qnas_plugin.supernets._beit3_model import (
-    Beit3Config,
-    Beit3ForImageClassification,
-    Beit3ForVisualQuestionAnswering,
-)
+from qnas_plugin.supernets._beit3_model import Beit3Config, Beit3ForImageClassification, Beit3ForVisualQuestionAnswering
 from tests.supernets import tiny_cnn
 
 # Whoever starts the suite in the background of a shell has it ignore Ctrl-C, and so all processes that it starts.

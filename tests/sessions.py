@@ -1,4 +1,4 @@
-"""ONNX Runtime without this package's own session, as another client has it."""
+"""ONNX Runtime without this package's own session, as another client has it, and the machine of the tests."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ from pathlib import Path
 import onnx
 import onnxruntime as ort
 
-from qnas_plugin.timing import make_exact
+from qnas_plugin.hardware import describe
+from qnas_plugin.hardware.machine import detect
+from qnas_plugin.runtimes.onnxruntime import make_exact
+
+HERE = describe(detect(), "here")
 
 
 def exact() -> ort.SessionOptions:

@@ -25,7 +25,8 @@ from tests.sessions import exact
 @pytest.fixture(scope="module")
 def hardware(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A profile of whatever machine the tests run on."""
-    from qnas_plugin.hardware import describe, detect, write_profile
+    from qnas_plugin.hardware import describe, write_profile
+    from qnas_plugin.hardware.machine import detect
 
     return write_profile(describe(detect(), "this-machine"), tmp_path_factory.mktemp("hardware"))
 
@@ -135,7 +136,7 @@ def exported(bert_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) ->
     import onnx
     from transformers import BertForSequenceClassification
 
-    from qnas_plugin.materialize import export_module
+    from qnas_plugin.build.export import export_module
 
     folder = tmp_path_factory.mktemp("exported")
     for path in bert_checkpoint.iterdir():
@@ -227,7 +228,7 @@ def test_tune_refuses_to_mix_latencies_of_two_runtimes(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     before = (tuned / "study.journal").read_bytes()
-    monkeypatch.setattr("qnas_plugin.commands.tune.version", lambda package: "1.0")
+    monkeypatch.setattr("qnas_plugin.commands.loading.version", lambda package: "1.0")
     assert run(*tune_arguments(supernet, sentences, hardware, tuned), "--trials", "99") == 1
     assert re.search(r"has onnxruntime \d.*, this run has onnxruntime 1\.0; use another", capsys.readouterr().err)
     assert (tuned / "study.journal").read_bytes() == before

@@ -5,12 +5,12 @@
 All examples of a recorded space, of both splits, are the population: the true accuracy of a record is that on all of
 them. A study draws search examples and as many selection examples from it, with replacement, searches the records with
 a ridge in batches as LINAS does, and recommends a record: by today's rule, the fastest of the front whose accuracy on
-the search examples is within the limit, or by tests on the selection examples (``qnas_plugin.selection``). Counted is
+the search examples is within the limit, or by tests on the selection examples (``results.selection``). Counted is
 how often it truly loses more than allowed against the full INT8 network, and how much faster it is, beside what an
 oracle picks that knows the true accuracies of the same trials.
 
 Where a space was recorded with the probability of the label too, the same follows with the front by corrected accuracy
-(``qnas_plugin.witness``), and how well the probability tells the true accuracy.
+(``qnas_plugin.measure.witness``), and how well the probability tells the true accuracy.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ import numpy.typing as npt
 
 from benchmarks.search.replay import Replay
 from benchmarks.search.spaces import SOFT, SPACES, Recorded
-from qnas_plugin import predictors, selection
+from qnas_plugin import predictors
+from qnas_plugin.measure.witness import Corrected, corrected, halvings
+from qnas_plugin.results import selection
 from qnas_plugin.space import Precision
-from qnas_plugin.witness import Corrected, corrected, halvings
 
 Floats = npt.NDArray[np.float64]
 LIMITS = (0.005, 0.01, 0.02)

@@ -28,17 +28,17 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.search.spaces import SOFT, SPACES, Recorded
-from qnas_plugin import measure, registry
-from qnas_plugin.environment import environment
+from qnas_plugin import registry
+from qnas_plugin.data import Dataset, Processor
+from qnas_plugin.evaluate.bench import Bench, Job, write
 from qnas_plugin.files import write_bytes
 from qnas_plugin.hardware import RuntimeSetting
-from qnas_plugin.materialize import export
-from qnas_plugin.metrics import Scorer
+from qnas_plugin.hardware.machine import environment
+from qnas_plugin.measure.accuracy import scores, size_mb
+from qnas_plugin.measure.metrics import Scorer
 from qnas_plugin.search import _evolution
 from qnas_plugin.space import Genes, Precision, SearchSpace
 from qnas_plugin.supernets import Supernet
-from qnas_plugin.tasks import Dataset, Processor
-from qnas_plugin.workbench import Job, Workbench, write
 
 BATCH = 32
 STRATA = 5
@@ -101,8 +101,8 @@ class Live:
         self.splits = {"search": dataset.search, "report": dataset.report}
         self.batches = {name: list(processor.batches(split.inputs, BATCH)) for name, split in self.splits.items()}
         inputs = calibration[0].inputs
-        graph = export(self.supernet, inputs)
-        self.workbench = Workbench(
+        graph = self.supernet.graph(inputs)
+        self.bench = Bench(
             graph,
             calibration,
             self.batches["search"],
@@ -121,18 +121,18 @@ class Live:
     def row(self, genes: Genes) -> dict[str, Any]:
         """What is recorded of a canonical genotype ``(n,)``: genes, size, and what it answered on each split."""
         candidate = self.supernet.space.decode(genes)
-        model = self.workbench.build(Job(candidate, self.supernet.cut(candidate)))
+        model = self.bench.build(Job(candidate, self.supernet.cut(candidate)))
         with tempfile.TemporaryDirectory(prefix="qnas-") as folder:
             path = Path(folder) / "model.onnx"
             write(path, model)
             answers = {}
             for name, split in self.splits.items():
-                scored = measure.scores(path, self.batches[name], Scorer("accuracy", split.labels), threads=1)
+                scored = scores(path, self.batches[name], Scorer("accuracy", split.labels), threads=1)
                 answers[name] = _text(np.packbits(scored.scores == 1))
                 if self.recorded.soft:
                     assert scored.soft is not None
                     answers[f"soft_{name}"] = _text(np.round(255 * scored.soft).astype(np.uint8))
-            return {"genes": genes.tolist(), "size_mb": measure.size_mb(path)} | answers
+            return {"genes": genes.tolist(), "size_mb": size_mb(path)} | answers
 
 
 def _record(live: Live, journal: Path, candidates: int) -> None:

@@ -7,9 +7,9 @@ from functools import cached_property
 from pathlib import Path
 
 from qnas_plugin import registry
-from qnas_plugin.latency_table import Estimator, load
+from qnas_plugin.data import SplitSizes
+from qnas_plugin.latency.table import Estimator, load
 from qnas_plugin.supernets import Elastic, Supernet
-from qnas_plugin.tasks import SplitSizes
 
 RECORDED = Path(__file__).parent / "recorded"
 

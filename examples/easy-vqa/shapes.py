@@ -15,7 +15,7 @@ import argparse
 import json
 from pathlib import Path
 
-from qnas_plugin.tasks import Examples, SplitSizes
+from qnas_plugin.data import Examples, SplitSizes
 from qnas_plugin.tasks.visual_question_answering import load
 
 SIZES = SplitSizes(calibration=128, search=1000)

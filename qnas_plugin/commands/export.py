@@ -6,12 +6,12 @@ import filecmp
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from qnas_plugin.commands.stored import check_unchanged, request_in
-from qnas_plugin.commands.tune import load
-from qnas_plugin.doors import door, read_json
-from qnas_plugin.errors import OutputError, QnasError, StudyError, UsageError
+from qnas_plugin.commands.loading import load
+from qnas_plugin.commands.study_folder import check_unchanged, request_in
+from qnas_plugin.errors import OutputError, QnasError, StudyError, UsageError, door
 from qnas_plugin.files import make_folder, move_files
-from qnas_plugin.locks import alone_in, scratch
+from qnas_plugin.files.doors import read_json
+from qnas_plugin.files.locks import alone_in, scratch
 from qnas_plugin.request import TuneRequest
 from qnas_plugin.results.write import CANDIDATE_FILE, write_candidate
 from qnas_plugin.space import Candidate, Precision, SearchSpace, Value
@@ -55,9 +55,9 @@ def export(
     if key is not None and candidate is not None:
         raise UsageError("give --key or --candidate, not both")
     _check_apart(request, study, out)
-    loaded = load(request, measures=False)
-    space = loaded.supernet.space
-    check_unchanged(study, request, loaded.identity | {"space": space.fingerprint}, MADE_WITH)
+    lab = load(request, measures=False)
+    space = lab.network.space
+    check_unchanged(study, request, {**lab.identity, "space": space.fingerprint}, MADE_WITH)
     if candidate is None:
         values = _stored(study, key, space)
     else:
@@ -73,7 +73,7 @@ def export(
         raise OutputError(f"{out} holds {there}; give another --out, or --overwrite to replace it")
     make_folder(out)
     with alone_in(out), scratch(out) as folder:
-        write_candidate(loaded.evaluator(), values, folder)
+        write_candidate(lab, values, folder)
         if there == values.key and _same_model(folder, out):
             on_stage(f"Already finished: {out} holds this very model")
             return values

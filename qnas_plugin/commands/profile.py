@@ -18,22 +18,23 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qnas_plugin import hardware, measure, registry
-from qnas_plugin.decompose import GRANULARITIES, Decomposition, Granularity, join
-from qnas_plugin.environment import environment
+from qnas_plugin import hardware, registry
+from qnas_plugin.build.graph import Graph
+from qnas_plugin.data import Inputs
 from qnas_plugin.errors import HardwareError, LatencyTableError, OutputError, QnasError
 from qnas_plugin.files import make_folder
+from qnas_plugin.files.locks import alone_in, scratch
 from qnas_plugin.hardware import HardwareProfile, RuntimeSetting
-from qnas_plugin.isolate import build, isolate
-from qnas_plugin.latency_fit import Fit, Floats, design, errors, fit
-from qnas_plugin.latency_table import Fidelity, LatencyTable, Row, setting_of, table_name, write
-from qnas_plugin.locks import alone_in, scratch
-from qnas_plugin.materialize import Graph, export
-from qnas_plugin.measured import Measured, Networks, Purpose, append, joined, resume, steady
+from qnas_plugin.hardware.machine import detect, environment
+from qnas_plugin.latency.fit import Fit, Floats, design, errors, fit
+from qnas_plugin.latency.measurements import Measured, Networks, Purpose, append, joined, resume, steady
+from qnas_plugin.latency.parts_alone import build, isolate
+from qnas_plugin.latency.rows import GRANULARITIES, Decomposition, Granularity, join
+from qnas_plugin.latency.table import Fidelity, LatencyTable, Row, setting_of, table_name, write
+from qnas_plugin.measure.latency import time_models
 from qnas_plugin.request import ProfileRequest, parse_duration
 from qnas_plugin.space import Genes, unique_rows
 from qnas_plugin.supernets import Supernet
-from qnas_plugin.tasks import Inputs
 
 FITTED, HELD_OUT = 80, 60
 """Networks that rows are fitted to, and tested on."""
@@ -84,7 +85,7 @@ def profile(
         QnasError: The request cannot be met; what was measured stays.
     """
     make_folder(request.out)
-    machine = hardware.detect()
+    machine = detect()
     sku = hardware.match(machine) if request.hardware == "auto" else hardware.load_profile(request.hardware)
     asked = {
         "threads": request.threads,
@@ -138,7 +139,7 @@ def profile(
             if not began:
                 work.unlink()
             raise
-        bench = Bench(supernet, export(supernet, inputs), inputs, setting)
+        bench = Bench(supernet, supernet.graph(inputs), inputs, setting)
         _measure(bench, request, work, measured, on_stage, on_progress)
         on_stage("Fitting rows and testing them")
         table = conclude(request.supernet, supernet, sku, setting, measured, wrong)
@@ -199,7 +200,7 @@ class Bench:
                 path = paths[str(part.key)] = folder / f"{len(paths)}.onnx"
                 path.write_bytes(part.model.SerializeToString())
                 inputs |= part.inputs
-            latencies = measure.latency(
+            latencies = time_models(
                 [*paths.values()], inputs, self.setting, minimum_runs=20, minimum_seconds=SECONDS_ALONE, rounds=2
             )
         times = {key: latency.median for key, latency in zip(paths, latencies, strict=True)}
@@ -258,7 +259,7 @@ class Bench:
                 path.write_bytes(build(self.graph, self.supernet, space.decode(genes)).SerializeToString())
             left = seconds - 1.5 * (time.monotonic() - began)  # loading takes about half as long as building
             rounds = int(np.clip(left / a_round, *ROUNDS))
-            latencies = measure.latency(
+            latencies = time_models(
                 paths,
                 self.inputs,
                 self.setting,

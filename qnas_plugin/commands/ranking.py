@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from qnas_plugin import predictors, registry
-from qnas_plugin.commands.stored import request_in, trials_in
-from qnas_plugin.commands.tune import load_network
+from qnas_plugin.commands.loading import load_network
+from qnas_plugin.commands.study_folder import request_in, trials_in
 from qnas_plugin.errors import StudyError
 from qnas_plugin.predictors._curve import LEAST_UNSEEN, Point, curve
 

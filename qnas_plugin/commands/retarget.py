@@ -17,23 +17,25 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from qnas_plugin import latency_table, predictors, registry
-from qnas_plugin.belief import Beliefs, believed
-from qnas_plugin.commands.stored import check_unchanged, request_in, trials_in
-from qnas_plugin.commands.tune import load, load_network
+from qnas_plugin import predictors, registry
+from qnas_plugin.commands.loading import load, load_network
+from qnas_plugin.commands.study_folder import check_unchanged, request_in, trials_in
 from qnas_plugin.errors import CandidateError, StudyError, UsageError
-from qnas_plugin.evaluate import Evaluator
+from qnas_plugin.evaluate.lab import Lab
 from qnas_plugin.files import make_folder, write_json
-from qnas_plugin.hardware import detect, load_profile, match
-from qnas_plugin.latency_table import Estimator
-from qnas_plugin.locks import alone_in, scratch
+from qnas_plugin.files.locks import alone_in, scratch
+from qnas_plugin.hardware import load_profile, match
+from qnas_plugin.hardware.machine import detect
+from qnas_plugin.latency import table as latency_table
+from qnas_plugin.latency.table import Estimator
+from qnas_plugin.measure.belief import Beliefs, believed
 from qnas_plugin.objectives import losses, non_dominated
 from qnas_plugin.request import TuneRequest
 from qnas_plugin.results.write import witness_record
 from qnas_plugin.search import ExactMetric, Problem
 from qnas_plugin.search.linas import PREDICTORS, predicted_front
 from qnas_plugin.space import Candidate, Genes
-from qnas_plugin.study import Evaluation
+from qnas_plugin.study.evaluation import Evaluation
 from qnas_plugin.supernets import Supernet
 
 if TYPE_CHECKING:
@@ -136,10 +138,9 @@ def retarget(
     if evaluate:
         chosen = known.uncertain([member.candidate for member in members if member.accuracy == "predicted"], evaluate)
         on_stage(f"Evaluating {len(chosen)} candidates")
-        loaded = load(request, measures=False)
-        check_unchanged(study, request, loaded.identity, ("data", "processor", "max_length", "metric"))
-        evaluator = loaded.evaluator()
-        failed = known.evaluate(evaluator, chosen)
+        lab = load(request, measures=False)
+        check_unchanged(study, request, lab.identity, ("data", "processor", "max_length", "metric"))
+        failed = known.evaluate(lab, chosen)
         members = known.pareto_set()
     folder = Path(out) if out else study / "retarget" / profile.name
     record = {
@@ -246,13 +247,13 @@ class _Known:
         order = np.argsort(-np.ptp(self._predictions(genes), axis=0), kind="stable")[:count]
         return [candidates[i] for i in order.tolist()]
 
-    def evaluate(self, evaluator: Evaluator, candidates: Sequence[Candidate]) -> int:
+    def evaluate(self, lab: Lab, candidates: Sequence[Candidate]) -> int:
         """Measures the accuracy of candidates and takes it; how many could not be measured."""
         failed = 0
         with scratch() as folder:
             for candidate in candidates:
                 try:
-                    self._add(candidate, evaluator.accuracy(candidate, folder))
+                    self._add(candidate, lab.accuracy(candidate, folder))
                 except CandidateError:
                     failed += 1
         return failed

@@ -12,15 +12,16 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from qnas_plugin import hardware, registry
+from qnas_plugin import registry
+from qnas_plugin.data import Dataset, Processor
 from qnas_plugin.errors import CheckpointError, OutputError, UsageError
 from qnas_plugin.files import make_folder, move_files
-from qnas_plugin.locks import alone_in, scratch
+from qnas_plugin.files.locks import alone_in, scratch
+from qnas_plugin.hardware import machine
 from qnas_plugin.request import TrainRequest
 from qnas_plugin.space import Precision
 from qnas_plugin.supernets import Elastic, Supernet, check_labels, check_trained
 from qnas_plugin.supernets._checkpoint import SUPERNET_FILE, read_record
-from qnas_plugin.tasks import Dataset, Processor
 from qnas_plugin.training import instatune, state
 
 
@@ -85,7 +86,7 @@ class _Loaded:
             check_trained(teacher, request.teacher)
             check_labels(teacher, dataset.label_names, request.data)
         bfloat16 = request.arithmetic == "bf16" or (
-            request.arithmetic == "auto" and not {"avx512_bf16", "amx_bf16"}.isdisjoint(hardware.detect().isa)
+            request.arithmetic == "auto" and not {"avx512_bf16", "amx_bf16"}.isdisjoint(machine.detect().isa)
         )
         names = {field.name for field in fields(instatune.Settings)} & set(type(request).model_fields)
         settings = instatune.Settings(bfloat16=bfloat16, **request.model_dump(include=names))

@@ -1,0 +1,1 @@
+"""Toolkits that people already use: Optimum, Neural Compressor, Olive, Optuna."""

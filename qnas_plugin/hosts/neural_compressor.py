@@ -22,16 +22,18 @@ from typing import Any
 import numpy as np
 import onnx
 
-from qnas_plugin import onnx_model
-from qnas_plugin.commands.tune import Loaded, load_hardware, tune
+from qnas_plugin.commands.loading import assemble, load_hardware
 from qnas_plugin.commands.tune import Progress as Searched
+from qnas_plugin.commands.tune import tune
+from qnas_plugin.data import Dataset, Examples
 from qnas_plugin.errors import DataError, QnasError, StudyError, UsageError
+from qnas_plugin.hardware.turns import between_measurements
 from qnas_plugin.request import TuneRequest
 from qnas_plugin.results.member import Result
-from qnas_plugin.tasks import Dataset, Examples, content_key
+from qnas_plugin.supernets.onnx_file import onnx_model
+from qnas_plugin.tasks import content_key
 from qnas_plugin.tasks._array_inputs import ArrayProcessor
 from qnas_plugin.tasks.arrays import processor
-from qnas_plugin.turns import between_measurements
 
 with warnings.catch_warnings():  # 3.7.1 imports pkg_resources, which warns
     warnings.simplefilter("ignore")
@@ -244,7 +246,7 @@ def _search(
     puts = processor(request.source)
     dataset = _dataset(_examples(loader, puts, request.calibration_samples))
     network = onnx_model.load(request.source, precisions=request.precisions)
-    loaded = Loaded(request, profile, setting, dataset, puts, network, here=here, judge=judge)
+    lab = assemble(request, network, dataset, puts, profile, setting, here=here, judge=judge)
     done, began = 0, time.monotonic()
 
     def on_progress(searched: Searched) -> None:
@@ -253,14 +255,14 @@ def _search(
         log.info(f"{done} of {searched.total} trials")
 
     try:
-        return tune(request, loaded=loaded, on_stage=log.info, on_progress=on_progress)
+        return tune(request, lab=lab, on_stage=log.info, on_progress=on_progress)
     except KeyboardInterrupt:  # how 3.7.1 tells that the time is up; before that it is Ctrl-C
         if not _time_is_up(criterion, began):
             raise
         if not done:
             raise StudyError("stopped before a trial was finished; give more than these seconds as timeout") from None
         log.info(f"Stopped after {done} trials")
-        return tune(request.model_copy(update={"trials": done}), loaded=loaded, on_stage=log.info)
+        return tune(request.model_copy(update={"trials": done}), lab=lab, on_stage=log.info)
 
 
 def _time_is_up(criterion: LinasCriterion, began: float) -> bool:

@@ -12,8 +12,8 @@ import numpy.typing as npt
 from qnas_plugin.objectives import Limit
 from qnas_plugin.request import TuneRequest
 from qnas_plugin.results.member import Member
+from qnas_plugin.results.selection import Pick, p_value, pick, plan
 from qnas_plugin.results.statistics import interval
-from qnas_plugin.selection import Pick, p_value, pick, plan
 
 Floats = npt.NDArray[np.float64]
 
@@ -81,7 +81,7 @@ def recommend(
 
     Latency and size of a member are known from verification. Its accuracy is tested on the selection part: members are
     tested in an order that the search's beliefs decide, each against "it loses more than allowed", and the rest is
-    `qnas_plugin.selection`'s. Where there is no such part, a member is taken at what the search believes of it, with
+    `results.selection`'s. Where there is no such part, a member is taken at what the search believes of it, with
     half of the allowed loss as margin.
 
     Args:

@@ -10,9 +10,9 @@ import jinja2
 import plotly.graph_objects as go
 import plotly.io
 
+from qnas_plugin.evaluate.bench import CORE_SHARE
 from qnas_plugin.objectives import hypervolume, losses
-from qnas_plugin.study import Trial
-from qnas_plugin.workbench import CORE_SHARE
+from qnas_plugin.study.evaluation import Trial
 
 AXES = {"accuracy": "accuracy", "latency_ms": "latency (ms)", "size_mb": "size (MB)"}
 INT8, FP32, ABSENT = "#1f6feb", "#f0883e", "#eaeef2"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,14 +11,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qnas_plugin import measure
-from qnas_plugin.belief import Beliefs, believed
-from qnas_plugin.evaluate import Evaluator
+from qnas_plugin.evaluate.lab import Lab
 from qnas_plugin.files import move_files
-from qnas_plugin.hardware import HardwareProfile
-from qnas_plugin.kernels import Kernels, in_name_only
-from qnas_plugin.metrics import standard_error
+from qnas_plugin.measure.accuracy import size_mb
+from qnas_plugin.measure.belief import Beliefs, believed
+from qnas_plugin.measure.metrics import standard_error
 from qnas_plugin.objectives import losses, near_front, non_dominated
+from qnas_plugin.quantizers.kernels import Kernels, in_name_only
 from qnas_plugin.request import TuneRequest
 from qnas_plugin.results.member import REFERENCES, Member, Result
 from qnas_plugin.results.recommend import Part, goal, recommend
@@ -32,7 +31,8 @@ from qnas_plugin.results.write import (
     write_metrics,
 )
 from qnas_plugin.space import Candidate
-from qnas_plugin.study import Evaluation, Study
+from qnas_plugin.study.evaluation import Evaluation
+from qnas_plugin.study.study import Study
 
 LATENCY_NOISE = 0.01
 """By this share two latencies may differ and still be called equal where the Pareto set is chosen."""
@@ -70,12 +70,10 @@ class _Chosen:
 def verify(
     request: TuneRequest,
     study: Study,
-    evaluator: Evaluator,
+    lab: Lab,
     baselines: Mapping[str, Candidate],
-    profile: HardwareProfile,
-    on_stage: Callable[[str], None],
     *,
-    notes: Sequence[str] = (),
+    on_stage: Callable[[str], None],
 ) -> Result:
     """Builds the Pareto set and the baselines anew, measures them on the report part, and writes their folders.
 
@@ -88,20 +86,18 @@ def verify(
     """
     building = request.out / ".verifying"
     shutil.rmtree(building, ignore_errors=True)
-    chosen = _choose(request, study, evaluator, baselines, building)
-    scores = _build(evaluator, chosen, on_stage)
-    executed = _kernels(evaluator, chosen, on_stage)
-    latencies = _latencies(evaluator, chosen, on_stage)
+    chosen = _choose(request, study, lab, baselines, building)
+    scores = _build(lab, chosen, on_stage)
+    executed = _kernels(lab, chosen, on_stage)
+    latencies = _latencies(lab, chosen, on_stage)
     verified = _members(request, chosen, scores, latencies, executed)
     on_stage("Choosing what to recommend on the selection part")
     advice = recommend(
         [verified[name] for name in chosen.members],
         verified[chosen.baselines[request.reference]],
         request,
-        selection=_selection(evaluator, building),
-        report=Part(
-            len(evaluator.dataset.report), lambda member: scores[member.name], evaluator.dataset.report.clusters
-        ),
+        selection=_selection(lab, building),
+        report=Part(len(lab.dataset.report), lambda member: scores[member.name], lab.dataset.report.clusters),
     )
     corners = tuple(
         replace(verified[name], name=corner, folder=f"baselines/{corner}") for corner, name in chosen.baselines.items()
@@ -116,8 +112,8 @@ def verify(
         advice.reason,
         advice.kept,
     )
-    record = record_of(request, study, evaluator, profile) | {
-        "latency": latency_record(evaluator, notes),
+    record = record_of(request, study, lab) | {
+        "latency": latency_record(lab),
         "report_standard_error": standard_error(scores[chosen.baselines[request.reference]]),
         "witness": witness_record(chosen.beliefs.accuracy),
         "selection": dict(advice.selection),
@@ -132,7 +128,7 @@ def verify(
 
 
 def _choose(
-    request: TuneRequest, study: Study, evaluator: Evaluator, baselines: Mapping[str, Candidate], building: Path
+    request: TuneRequest, study: Study, lab: Lab, baselines: Mapping[str, Candidate], building: Path
 ) -> _Chosen:
     """The Pareto set by what all trials together say, and the baselines, each candidate once."""
     trials = [trial for trial in study.trials() if trial.state == "complete"]
@@ -142,7 +138,7 @@ def _choose(
         if candidate.key not in keys:
             make = building / "baseline"
             make.mkdir(parents=True, exist_ok=True)
-            known.append(evaluator.accuracy(candidate, make))
+            known.append(lab.accuracy(candidate, make))
             keys.append(candidate.key)
     beliefs = believed(known)
     search = dict(zip(keys, beliefs.metrics, strict=True))
@@ -168,37 +164,35 @@ def _tolerances(request: TuneRequest, beliefs: Beliefs, points: npt.NDArray[np.f
     return np.column_stack([each[name] for name in request.objectives])
 
 
-def _build(
-    evaluator: Evaluator, chosen: _Chosen, on_stage: Callable[[str], None]
-) -> dict[str, npt.NDArray[np.float64]]:
+def _build(lab: Lab, chosen: _Chosen, on_stage: Callable[[str], None]) -> dict[str, npt.NDArray[np.float64]]:
     """Writes all candidates; their scores on the report part."""
     scores = {}
     for i, (name, candidate) in enumerate(chosen.candidates.items(), 1):
         if i * 10 // len(chosen.candidates) > (i - 1) * 10 // len(chosen.candidates):
             on_stage(f"Built and checked {i} of {len(chosen.candidates)} models")
-        write_candidate(evaluator, candidate, chosen.file(name).parent)
-        scores[name] = evaluator.scores(chosen.file(name), "report").scores
+        write_candidate(lab, candidate, chosen.file(name).parent)
+        scores[name] = lab.scores(chosen.file(name), "report").scores
     return scores
 
 
-def _kernels(evaluator: Evaluator, chosen: _Chosen, on_stage: Callable[[str], None]) -> dict[str, Kernels]:
+def _kernels(lab: Lab, chosen: _Chosen, on_stage: Callable[[str], None]) -> dict[str, Kernels]:
     """What each candidate's file runs as."""
-    executed = {name: evaluator.kernels(candidate, chosen.file(name)) for name, candidate in chosen.candidates.items()}
+    executed = {name: lab.kernels(candidate, chosen.file(name)) for name, candidate in chosen.candidates.items()}
     if note := in_name_only(executed.values()):
         on_stage(note)
     return executed
 
 
-def _latencies(evaluator: Evaluator, chosen: _Chosen, on_stage: Callable[[str], None]) -> dict[str, dict[str, Any]]:
+def _latencies(lab: Lab, chosen: _Chosen, on_stage: Callable[[str], None]) -> dict[str, dict[str, Any]]:
     """All about the latency of each candidate, measured in turns or from the table."""
-    if not evaluator.timed:
+    if not lab.timed:
         return {
-            name: {"median": evaluator.estimate(candidate), "source": "predicted"}
+            name: {"median": lab.estimate(candidate), "source": "predicted"}
             for name, candidate in chosen.candidates.items()
         }
     names = list(chosen.candidates)
     on_stage(f"Timing {len(names)} models in turns")
-    timed = evaluator.latency([chosen.file(name) for name in names], rounds=5)
+    timed = lab.latency([chosen.file(name) for name in names], rounds=5)
     return {name: latency.to_dict() | {"source": "measured"} for name, latency in zip(names, timed, strict=True)}
 
 
@@ -214,7 +208,7 @@ def _members(
         name: {
             "accuracy": float(scores[name].mean()),
             "latency_ms": latencies[name]["median"],
-            "size_mb": measure.size_mb(chosen.file(name)),
+            "size_mb": size_mb(chosen.file(name)),
         }
         for name in chosen.candidates
     }
@@ -241,12 +235,12 @@ def _members(
     }
 
 
-def _selection(evaluator: Evaluator, building: Path) -> Part:
-    examples = evaluator.dataset.selection
-    judged = evaluator.workbench.judge is not None
+def _selection(lab: Lab, building: Path) -> Part:
+    examples = lab.dataset.selection
+    judged = lab.bench.judge is not None
     return Part(
         0 if judged else len(examples),
-        lambda member: evaluator.scores(building / member.folder / "model.onnx", "selection").scores,
+        lambda member: lab.scores(building / member.folder / "model.onnx", "selection").scores,
         examples.clusters,
     )
 

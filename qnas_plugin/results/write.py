@@ -7,19 +7,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from qnas_plugin import __version__
-from qnas_plugin.environment import environment
+from qnas_plugin._version import __version__
 from qnas_plugin.errors import OutputError
-from qnas_plugin.evaluate import Evaluator
+from qnas_plugin.evaluate.bench import CORE_SHARE
+from qnas_plugin.evaluate.lab import Lab
 from qnas_plugin.files import write_bytes, write_json
-from qnas_plugin.hardware import HardwareProfile
+from qnas_plugin.hardware.machine import environment
+from qnas_plugin.measure.witness import Corrected
 from qnas_plugin.request import TuneRequest
 from qnas_plugin.results.member import Member, Result
 from qnas_plugin.results.report import render
 from qnas_plugin.space import Candidate
-from qnas_plugin.study import Study, Trial
-from qnas_plugin.witness import Corrected
-from qnas_plugin.workbench import CORE_SHARE
+from qnas_plugin.study.evaluation import Trial
+from qnas_plugin.study.study import Study
 
 SCHEMA_VERSION = 2
 """Of ``pareto.json``. 2 has ``selection``, ``limit``, ``witness`` and ``dominated``; readers of 1 find all it had."""
@@ -43,18 +43,18 @@ def write_result(result: Result, trials: Sequence[Trial], out: Path) -> None:
             shutil.rmtree(path)
 
 
-def write_candidate(evaluator: Evaluator, candidate: Candidate, folder: Path) -> None:
+def write_candidate(lab: Lab, candidate: Candidate, folder: Path) -> None:
     """Writes ``model.onnx`` and what Hugging Face needs beside it; the same bytes each time.
 
     Raises:
         OutputError: The folder cannot be written.
         CandidateError: The candidate cannot be built.
     """
-    evaluator.write(candidate, folder / "model.onnx")
+    lab.write(candidate, folder / "model.onnx")
     try:
-        if config := evaluator.supernet.config(candidate):
+        if config := lab.network.config(candidate):
             write_json(folder / "config.json", config)
-        evaluator.processor.save(folder)
+        lab.processor.save(folder)
     except OSError as error:
         raise OutputError(f"cannot write {folder}: {error.strerror or error}") from error
     write_json(
@@ -68,16 +68,16 @@ def write_metrics(out: Path, member: Member) -> None:
     write_json(out / member.folder / "metrics.json", member.to_dict())
 
 
-def record_of(request: TuneRequest, study: Study, evaluator: Evaluator, profile: HardwareProfile) -> dict[str, Any]:
+def record_of(request: TuneRequest, study: Study, lab: Lab) -> dict[str, Any]:
     """What ``pareto.json`` says of the search itself."""
-    dataset, space, trials = evaluator.dataset, evaluator.supernet.space, study.trials()
+    dataset, space, trials = lab.dataset, lab.network.space, study.trials()
     return {
         "schema_version": SCHEMA_VERSION,
         "qnas_plugin": __version__,
         "request": request.model_dump(mode="json"),
         "varied": list(request.varied),
-        "hardware": profile.model_dump(mode="json"),
-        "setting": evaluator.setting.model_dump(mode="json"),
+        "hardware": lab.profile.model_dump(mode="json"),
+        "setting": lab.setting.model_dump(mode="json"),
         "environment": environment(),
         "identity": study.identity,
         "data": {
@@ -109,19 +109,18 @@ def witness_record(found: Corrected | None) -> dict[str, Any] | None:
     }
 
 
-def latency_record(evaluator: Evaluator, notes: Sequence[str]) -> Mapping[str, Any]:
+def latency_record(lab: Lab) -> Mapping[str, Any]:
     """Where latencies come from, for ``pareto.json``: in the search, in the verified set, and the table with its error.
 
     Args:
-        evaluator: Of the search.
-        notes: What speaks against the table, where the user insisted on it.
+        lab: Of the search.
     """
-    table = evaluator.estimator.table if evaluator.estimator else None
+    table = lab.estimator.table if lab.estimator else None
     return {
         "search": "measured" if table is None else "table",
-        "verified": "measured" if evaluator.timed else "predicted",
-        "machine": "here" if evaluator.timer is None else "a worker",
-        "notes": list(notes),
+        "verified": "measured" if lab.timed else "predicted",
+        "machine": "here" if lab.timer is None else "a worker",
+        "notes": list(lab.notes),
         "table": None
         if table is None
         else {

@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from qnas_plugin.belief import Halves
+from qnas_plugin.measure.belief import Halves
 from qnas_plugin.objectives import Limit
 from qnas_plugin.space import Candidate, Genes, SearchSpace
 

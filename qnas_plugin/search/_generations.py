@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 
 import numpy as np
 
-from qnas_plugin.belief import believed
+from qnas_plugin.measure.belief import believed
 from qnas_plugin.search import Observation, Problem
 from qnas_plugin.space import Candidate, Genes, Precision, SearchSpace
 
@@ -152,7 +152,7 @@ def measured(
 ) -> tuple[Genes, Sequence[Mapping[str, float]]]:
     """Genotypes ``(m, n)`` of the trials that have every metric of the objectives and limits, and what is believed.
 
-    The metrics are those of ``qnas_plugin.belief``: accuracies and latencies as all these trials together say.
+    The metrics are those of ``qnas_plugin.measure.belief``: accuracies and latencies as all these trials together say.
 
     Args:
         problem: What is searched.

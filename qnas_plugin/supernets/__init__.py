@@ -24,14 +24,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from qnas_plugin.data import Batch, Inputs
 from qnas_plugin.space import Candidate, Genes, SearchSpace
-from qnas_plugin.tasks import Batch, Inputs
 
 if TYPE_CHECKING:
     import torch
 
+    from qnas_plugin.build.graph import Cut, Graph
     from qnas_plugin.hardware import RuntimeSetting
-    from qnas_plugin.materialize import Graph
 
 
 @dataclass(frozen=True)
@@ -53,23 +53,6 @@ class Elastic:
     kernel: tuple[int, ...] = ()
     expand: tuple[float, ...] = ()
     width: tuple[float, ...] = ()
-
-
-@dataclass(frozen=True)
-class Cut:
-    """What a subnet keeps of its supernet.
-
-    Args:
-        skipped: Paths of the blocks that pass their input through unchanged.
-        widths: Path of a linear layer, convolution or LayerNorm to the numbers of its inputs and outputs: the first of
-            each are kept, and so many of the BatchNorm after a convolution. Depthwise convolutions and LayerNorms have
-            as many of both.
-        kernels: Path of a convolution with elastic kernels to the size of its kernel.
-    """
-
-    skipped: tuple[str, ...]
-    widths: Mapping[str, tuple[int, int]]
-    kernels: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

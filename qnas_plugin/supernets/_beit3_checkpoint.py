@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from qnas_plugin.doors import check_files, door
-from qnas_plugin.errors import CheckpointError
+from qnas_plugin.errors import CheckpointError, door
+from qnas_plugin.files.doors import check_files
 from qnas_plugin.supernets._beit3_model import FIRST_POSITION
 from qnas_plugin.supernets._checkpoint import check_tensors
 

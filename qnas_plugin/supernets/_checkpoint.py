@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from qnas_plugin.doors import door, read_json
-from qnas_plugin.errors import CheckpointError, quoted
+from qnas_plugin.errors import CheckpointError, door, quoted
 from qnas_plugin.files import write_json
+from qnas_plugin.files.doors import read_json
 from qnas_plugin.space import SearchSpace
 from qnas_plugin.supernets import Elastic
 

@@ -21,16 +21,17 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from qnas_plugin.build.export import export
+from qnas_plugin.build.graph import Cut, Graph
+from qnas_plugin.data import Batch, Inputs
 from qnas_plugin.hardware import RuntimeSetting
-from qnas_plugin.materialize import Graph, export
-from qnas_plugin.precision import DEFAULT, Precisions
+from qnas_plugin.quantizers.formats import DEFAULT, Precisions
 from qnas_plugin.space import Candidate, Condition, Genes, Precision, SearchSpace, Variable
-from qnas_plugin.supernets import Cut, Elastic, Part
+from qnas_plugin.supernets import Elastic, Part
 from qnas_plugin.supernets._checkpoint import fingerprint, write_record
 from qnas_plugin.supernets._cnn_layers import ElasticConv
 from qnas_plugin.supernets._encoder import outputs
 from qnas_plugin.supernets._encoder_layers import ElasticLinear
-from qnas_plugin.tasks import Batch, Inputs
 
 WEIGHTS_FILE = "model.safetensors"
 
@@ -205,7 +206,8 @@ class CnnSupernet:
         return fingerprint(self.model, self.space)
 
     def graph(self, inputs: Inputs) -> Graph:
-        return export(self, inputs)
+        self.activate(None)
+        return export(self.model, self.groups, inputs)
 
     def outputs(self, cut: Cut, inputs: Inputs) -> Mapping[str, npt.NDArray[Any]]:
         return outputs(self, cut, inputs)

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from qnas_plugin.doors import check_files, door, read_json
-from qnas_plugin.errors import CheckpointError, UsageError
-from qnas_plugin.precision import Precisions
+from qnas_plugin.errors import CheckpointError, UsageError, door
+from qnas_plugin.files.doors import check_files, read_json
+from qnas_plugin.quantizers.formats import Precisions
 from qnas_plugin.supernets import Elastic
 from qnas_plugin.supernets._checkpoint import check_size, check_tensors, read_record, seeded
 from qnas_plugin.supernets._cnn import WEIGHTS_FILE, CnnSupernet, Plan

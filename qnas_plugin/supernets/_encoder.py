@@ -19,15 +19,16 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from qnas_plugin.build.export import export
+from qnas_plugin.build.graph import OUTPUT, Cut, Graph
+from qnas_plugin.data import Batch, Inputs
 from qnas_plugin.errors import UsageError
 from qnas_plugin.hardware import RuntimeSetting
-from qnas_plugin.materialize import OUTPUT, Graph, export
-from qnas_plugin.precision import Precisions
+from qnas_plugin.quantizers.formats import Precisions
 from qnas_plugin.space import Candidate, Condition, Genes, Precision, SearchSpace, Variable
-from qnas_plugin.supernets import Cut, Elastic, Part, Supernet
+from qnas_plugin.supernets import Elastic, Part, Supernet
 from qnas_plugin.supernets._checkpoint import fingerprint, write_record
 from qnas_plugin.supernets._encoder_layers import ElasticLayerNorm, ElasticLinear
-from qnas_plugin.tasks import Batch, Inputs
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,8 @@ class EncoderSupernet:
         return fingerprint(self.model, self.space)
 
     def graph(self, inputs: Inputs) -> Graph:
-        return export(self, inputs)
+        self.activate(None)
+        return export(self.model, self.groups, inputs)
 
     def outputs(self, cut: Cut, inputs: Inputs) -> Mapping[str, npt.NDArray[Any]]:
         return outputs(self, cut, inputs)

@@ -8,9 +8,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from qnas_plugin.doors import check_files, door
-from qnas_plugin.errors import CheckpointError
-from qnas_plugin.precision import Precisions
+from qnas_plugin.errors import CheckpointError, door
+from qnas_plugin.files.doors import check_files
+from qnas_plugin.quantizers.formats import Precisions
 from qnas_plugin.supernets import Elastic
 from qnas_plugin.supernets._checkpoint import check_size, check_tensors, quiet_transformers, read_record, seeded
 from qnas_plugin.supernets._encoder import EncoderSupernet, Layout

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from qnas_plugin.data import Inputs
 from qnas_plugin.errors import UsageError
 from qnas_plugin.hardware import RuntimeSetting
-from qnas_plugin.precision import Precisions
+from qnas_plugin.quantizers.formats import Precisions
 from qnas_plugin.supernets import Elastic, vit
 from qnas_plugin.supernets._beit3_checkpoint import fill, published
 from qnas_plugin.supernets._beit3_model import (
@@ -21,7 +22,6 @@ from qnas_plugin.supernets._beit3_model import (
 )
 from qnas_plugin.supernets._encoder import EncoderSupernet, Layout
 from qnas_plugin.supernets._encoder_checkpoint import load_encoder, scaled
-from qnas_plugin.tasks import Inputs
 
 FAMILY = "beit3"
 

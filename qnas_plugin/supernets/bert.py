@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from qnas_plugin.data import Inputs
 from qnas_plugin.errors import UsageError
 from qnas_plugin.hardware import RuntimeSetting
-from qnas_plugin.precision import Precisions
+from qnas_plugin.quantizers.formats import Precisions
 from qnas_plugin.supernets import Elastic
 from qnas_plugin.supernets._encoder import EncoderSupernet, Layout
 from qnas_plugin.supernets._encoder_checkpoint import load_encoder, scaled
-from qnas_plugin.tasks import Inputs
 
 
 def example(config: Any, setting: RuntimeSetting) -> Inputs:

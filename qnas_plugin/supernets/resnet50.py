@@ -12,7 +12,7 @@ from torch import nn
 from transformers import ResNetConfig
 from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention
 
-from qnas_plugin.precision import Precisions
+from qnas_plugin.quantizers.formats import Precisions
 from qnas_plugin.space import Condition, Variable
 from qnas_plugin.supernets import Elastic, Part
 from qnas_plugin.supernets._cnn import Channels, Classifier, CnnSupernet, Layer, Plan

@@ -14,9 +14,10 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from qnas_plugin import beside, timing
+from qnas_plugin.data import Batch, Inputs
 from qnas_plugin.errors import CheckpointError, DataError, UsageError, door
-from qnas_plugin.tasks import Batch, Inputs
+from qnas_plugin.files import beside
+from qnas_plugin.runtimes import onnxruntime as runtime
 
 Example = Mapping[str, npt.NDArray[Any]]
 
@@ -182,10 +183,10 @@ class ArrayProcessor:
         """
         if "apart" not in self._known:
             with door(DataError, f"{self.model.name} cannot be run on the data"):
-                alone = [self._session.run(None, timing.feed(self._session, inputs)) for inputs in (first, second)]
+                alone = [self._session.run(None, runtime.feed(self._session, inputs)) for inputs in (first, second)]
             both = {name: np.concatenate([first[name], second[name]]) for name in first}
             with suppress(Exception):  # whatever the runtime raises: the model does not take two
-                joined = self._session.run(None, timing.feed(self._session, both))
+                joined = self._session.run(None, runtime.feed(self._session, both))
                 self._known["apart"] = all(
                     np.shape(got)[:1] == (2,) and np.shape(one)[:1] == (1,) and _alike(got[i], one[0])
                     for i, outputs in enumerate(alone)
@@ -196,7 +197,7 @@ class ArrayProcessor:
     def _runs(self, inputs: Inputs) -> bool:
         """Whether the model can be run on these."""
         try:
-            self._session.run(None, timing.feed(self._session, inputs))
+            self._session.run(None, runtime.feed(self._session, inputs))
         except Exception:  # whatever the runtime raises
             return False
         return True
@@ -204,7 +205,7 @@ class ArrayProcessor:
     @cached_property
     def _session(self) -> Any:
         with door(CheckpointError, f"ONNX Runtime cannot run '{self.model.name}'"):
-            return timing.session(self.model, 1, spinning=False)
+            return runtime.session(self.model, 1, spinning=False)
 
 
 def _alike(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> bool:

@@ -13,9 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from qnas_plugin.doors import door, parse_json, unpacked
-from qnas_plugin.errors import DataError, UsageError
-from qnas_plugin.tasks import reason
+from qnas_plugin.errors import DataError, UsageError, door, reason
+from qnas_plugin.files.doors import parse_json, unpacked
 
 SUFFIXES = (".tsv", ".csv", ".jsonl", ".tsv.gz", ".csv.gz", ".jsonl.gz")
 

@@ -21,17 +21,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from qnas_plugin.doors import read_npz
+from qnas_plugin.data import Dataset, SplitSizes
 from qnas_plugin.errors import CheckpointError, DataError, UsageError, door
-from qnas_plugin.functions import call, load_function
-from qnas_plugin.tasks import (
-    SPLITS,
-    Dataset,
-    Pool,
-    SplitSizes,
-    content_key,
-    held_out_and_report,
-)
+from qnas_plugin.files.doors import read_npz
+from qnas_plugin.tasks import SPLITS, Pool, content_key, held_out_and_report
+from qnas_plugin.user_function import call, load_function
 
 if TYPE_CHECKING:
     from qnas_plugin.tasks._array_inputs import ArrayProcessor

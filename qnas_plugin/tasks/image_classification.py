@@ -25,22 +25,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from qnas_plugin.doors import check_files, check_unpacked, door, read_bytes, read_npz, unpacked
-from qnas_plugin.errors import CheckpointError, DataError, UsageError
-from qnas_plugin.tasks import (
-    SPLITS,
-    Batch,
-    Dataset,
-    Inputs,
-    OnAccess,
-    Pool,
-    SplitSizes,
-    assemble,
-    checkpoint_folder,
-    content_key,
-    held_out_and_report,
-    reason,
-)
+from qnas_plugin.data import Batch, Dataset, Inputs, OnAccess, SplitSizes
+from qnas_plugin.errors import CheckpointError, DataError, UsageError, door, reason
+from qnas_plugin.files.doors import check_files, check_unpacked, read_bytes, read_npz, unpacked
+from qnas_plugin.tasks import SPLITS, Pool, assemble, checkpoint_folder, content_key, held_out_and_report
 
 if TYPE_CHECKING:
     from transformers.image_processing_utils import BaseImageProcessor

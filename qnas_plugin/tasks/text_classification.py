@@ -21,22 +21,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from qnas_plugin.beside import check_tokenizer
-from qnas_plugin.doors import check_files, door
-from qnas_plugin.errors import CheckpointError, DataError, UsageError
-from qnas_plugin.tasks import (
-    SPLITS,
-    Batch,
-    Dataset,
-    Inputs,
-    Pool,
-    SplitSizes,
-    assemble,
-    checkpoint_folder,
-    content_key,
-    held_out_and_report,
-    reason,
-)
+from qnas_plugin.data import Batch, Dataset, Inputs, SplitSizes
+from qnas_plugin.errors import CheckpointError, DataError, UsageError, door, reason
+from qnas_plugin.files.beside import check_tokenizer
+from qnas_plugin.files.doors import check_files
+from qnas_plugin.tasks import SPLITS, Pool, assemble, checkpoint_folder, content_key, held_out_and_report
 from qnas_plugin.tasks._tables import SUFFIXES, Table, file_of, read, some
 
 if TYPE_CHECKING:

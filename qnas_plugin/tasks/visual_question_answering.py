@@ -22,15 +22,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from qnas_plugin.data import Batch, Dataset, Inputs, OnAccess, SplitSizes
 from qnas_plugin.errors import DataError
 from qnas_plugin.tasks import (
     SPLITS,
-    Batch,
-    Dataset,
-    Inputs,
-    OnAccess,
     Pool,
-    SplitSizes,
     assemble,
     content_key,
     held_out_and_report,

@@ -26,12 +26,13 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from qnas_plugin.build.graph import Cut
+from qnas_plugin.data import Batch, Dataset, Examples, OnAccess, Processor
 from qnas_plugin.errors import UsageError
+from qnas_plugin.hardware.turns import between_measurements
 from qnas_plugin.space import Precision
-from qnas_plugin.supernets import Cut, Supernet
-from qnas_plugin.tasks import Batch, Dataset, Examples, OnAccess, Processor
+from qnas_plugin.supernets import Supernet
 from qnas_plugin.training import state
-from qnas_plugin.turns import between_measurements
 
 FIRST_SAVE_S = 10.0
 """Seconds after which the state is kept for the first time."""

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from qnas_plugin.data import Dataset, Processor, encoding
 from qnas_plugin.errors import CheckpointError, OutputError, door
 from qnas_plugin.files import whole_file
 from qnas_plugin.supernets import Supernet
 from qnas_plugin.supernets._checkpoint import fingerprint
-from qnas_plugin.tasks import Dataset, Processor, encoding
 
 RESUME_FILE = "training.pt"
 

@@ -13,12 +13,13 @@ import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
 from qnas_plugin import registry
+from qnas_plugin.data import SplitSizes
 from qnas_plugin.errors import QnasError
-from qnas_plugin.evaluate import Evaluator
+from qnas_plugin.evaluate.lab import Lab
 from qnas_plugin.hardware import RuntimeSetting
-from qnas_plugin.onnx_model import load
 from qnas_plugin.space import Precision
-from qnas_plugin.tasks import SplitSizes
+from qnas_plugin.supernets.onnx_file.onnx_model import load
+from tests.sessions import HERE
 
 FLOAT, INT32, INT64, BOOL, STRING = (
     TensorProto.FLOAT,
@@ -72,14 +73,14 @@ def save(made: onnx.ModelProto, folder: Path) -> Path:
     return path
 
 
-def prepare(made: onnx.ModelProto | Path, data: dict[str, Any], folder: Path, metric: str | None = None) -> Evaluator:
+def prepare(made: onnx.ModelProto | Path, data: dict[str, Any], folder: Path, metric: str | None = None) -> Lab:
     """What evaluates candidates of a model."""
     path = made if isinstance(made, Path) else save(made, folder)
     np.savez(folder / "data.npz", **data)
     task = registry.load("tasks", "arrays")
     dataset = task.load(str(folder / "data.npz"), sizes=SplitSizes(calibration=8))
     dataset = replace(dataset, metric=metric or dataset.metric)
-    return Evaluator(load(str(path)), dataset, task.processor(str(path)), RuntimeSetting())
+    return Lab(load(str(path)), dataset, task.processor(str(path)), HERE, RuntimeSetting())
 
 
 def searched(
@@ -89,15 +90,15 @@ def searched(
 
     Members pass ONNX's checker where the input does, and take and give what it does.
     """
-    evaluator = prepare(made, data, folder, metric)
-    space = evaluator.supernet.space
-    evaluator.check(space.corner("largest", Precision.FP32))
+    lab = prepare(made, data, folder, metric)
+    space = lab.network.space
+    lab.check(space.corner("largest", Precision.FP32))
     scores = {}
     for precision in (Precision.FP32, Precision.INT8):
         path = folder / f"{precision.value}.onnx"
-        evaluator.write(space.corner("largest", precision), path)
-        scores[precision.value] = float(evaluator.scores(path, "search").scores.mean())
-        assert len(evaluator.scores(path, "report").scores) == len(evaluator.dataset.report)
+        lab.write(space.corner("largest", precision), path)
+        scores[precision.value] = float(lab.scores(path, "search").scores.mean())
+        assert len(lab.scores(path, "report").scores) == len(lab.dataset.report)
         if valid(made):
             onnx.checker.check_model(str(path))
         after = session(path)

@@ -248,7 +248,7 @@ def refused_data(made: onnx.ModelProto, data: dict[str, np.ndarray], folder: Pat
 @pytest.mark.parametrize("content", [b"", b"\x08", b"\x3a\x00" * 3, bytes(range(256)), b"text"])
 def test_files_that_are_no_models_are_refused(tmp_path: Path, content: bytes) -> None:
     from qnas_plugin.errors import CheckpointError
-    from qnas_plugin.onnx_model import load
+    from qnas_plugin.supernets.onnx_file.onnx_model import load
 
     path = tmp_path / "m.onnx"
     path.write_bytes(content)

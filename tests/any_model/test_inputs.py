@@ -227,8 +227,8 @@ def test_examples_have_the_same_arrays(tmp_path: Path, monkeypatch: pytest.Monke
         "def objects():\n    return {'x': [object()] * 9}\n"
     )
     monkeypatch.chdir(tmp_path)
+    from qnas_plugin.data import SplitSizes
     from qnas_plugin.errors import DataError
-    from qnas_plugin.tasks import SplitSizes
     from qnas_plugin.tasks.arrays import load
 
     for name, message in (
@@ -243,18 +243,18 @@ def test_examples_have_the_same_arrays(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_latency_is_timed_on_inputs_of_any_kind(tmp_path: Path) -> None:
     """The timing process gets words and optional inputs too."""
-    from qnas_plugin import measure
+    from qnas_plugin.measure.latency import time_models
 
     made = optional()
     made.graph.input.append(value("s", STRING, ["n"]))
-    evaluator = prepare(made, X | {"shift": floats(30, 5), "s": np.array(["ab"] * 30)}, tmp_path)
+    lab = prepare(made, X | {"shift": floats(30, 5), "s": np.array(["ab"] * 30)}, tmp_path)
     path = tmp_path / "member.onnx"
-    evaluator.write(evaluator.supernet.space.corner("largest", Precision.INT8), path)
-    inputs = evaluator.workbench.timing_inputs
+    lab.write(lab.network.space.corner("largest", Precision.INT8), path)
+    inputs = lab.bench.timing_inputs
     assert sorted(inputs) == ["s", "shift", "x"]
-    (latency,) = measure.latency([path], inputs, evaluator.setting, minimum_runs=1, minimum_seconds=0.01, rounds=1)
+    (latency,) = time_models([path], inputs, lab.setting, minimum_runs=1, minimum_seconds=0.01, rounds=1)
     assert latency.median > 0
-    assert evaluator.workbench.fingerprint
+    assert lab.bench.fingerprint
     assert save(made, tmp_path).is_file()
 
 

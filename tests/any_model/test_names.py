@@ -9,9 +9,9 @@ import onnx
 import pytest
 
 from qnas_plugin.errors import UsageError
-from qnas_plugin.onnx_model import load
-from qnas_plugin.precision import Precisions
+from qnas_plugin.quantizers.formats import Precisions
 from qnas_plugin.request import TuneRequest
+from qnas_plugin.supernets.onnx_file.onnx_model import load
 from tests.any_model import (
     FLOAT,
     INT64,

@@ -162,7 +162,7 @@ def test_bools_are_outputs_beside_floats(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("metric", ["cosine", "agreement"])
 def test_infinite_logits_of_masked_classes_are_compared(tmp_path: Path, metric: str) -> None:
-    from qnas_plugin.metrics import Scorer
+    from qnas_plugin.measure.metrics import Scorer
 
     outputs = np.array([[1.0, 2.0, -np.inf], [2.0, 1.0, -np.inf]])
     scorer = Scorer(metric, [{"y": row} for row in outputs])

@@ -10,11 +10,11 @@ import onnx
 import pytest
 from onnx import TensorProto
 
-from qnas_plugin import outline
-from qnas_plugin._indexed_model import IndexedModel
-from qnas_plugin.onnx_model import _join, load
-from qnas_plugin.quantize import calibrate
-from qnas_plugin.tasks import Batch
+from qnas_plugin.build import shared_model
+from qnas_plugin.data import Batch
+from qnas_plugin.quantizers._indexed_model import IndexedModel
+from qnas_plugin.quantizers.quantize import calibrate
+from qnas_plugin.supernets.onnx_file.onnx_model import _join, load
 from tests.any_model import FLOAT, INT64, floats, int8_layers, model, node, save, searched, stored, value
 
 
@@ -133,7 +133,7 @@ def test_large_models_have_their_weights_beside_them_in_and_out(
     """The way of models over 2 GB, with a small one."""
     path = with_weights_beside(words(50, 8, 3, opset), tmp_path)
     data = {"ids": np.random.default_rng(0).integers(0, 50, (60, 4))}
-    monkeypatch.setattr(outline, "_LARGE", 100)
+    monkeypatch.setattr(shared_model, "_LARGE", 100)
     scores = searched(path, data, tmp_path)
     assert scores["fp32"] == 1 > scores["int8"] > 0.95
     assert members_are_large(tmp_path)

@@ -7,15 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qnas_plugin import latency_table, measure
 from qnas_plugin.commands.tune import tune
-from qnas_plugin.decompose import Decomposition, join
 from qnas_plugin.hardware import RuntimeSetting, load_profile
-from qnas_plugin.latency_table import LatencyTable
+from qnas_plugin.latency import table as latency_table
+from qnas_plugin.latency.rows import Decomposition, join
+from qnas_plugin.latency.table import LatencyTable
+from qnas_plugin.measure import latency
 from qnas_plugin.request import TuneRequest
 from qnas_plugin.supernets import Supernet
 from qnas_plugin.supernets.bert import load as load_bert
-from tests.test_latency_table import table
+from tests.latency.test_table import table
 
 THERE, ELSEWHERE = "xeon-8280", "xeon-8380"
 SETTING = RuntimeSetting(sequence_length=16)
@@ -56,6 +57,6 @@ def request_(
         search_samples=40,
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(measure, "latency", lambda *_, **__: pytest.fail("a latency was measured"))
+        patch.setattr(latency, "_process", lambda *_, **__: pytest.fail("a latency was measured"))
         tune(request)
     return request

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from qnas_plugin import latency_table
 from qnas_plugin.commands.export import export
 from qnas_plugin.commands.retarget import retarget
 from qnas_plugin.errors import OutputError, StudyError, UsageError
+from qnas_plugin.latency import table as latency_table
 from qnas_plugin.request import TuneRequest
 from qnas_plugin.supernets import Supernet
 from tests.commands.conftest import ELSEWHERE, table_of

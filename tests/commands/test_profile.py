@@ -10,22 +10,24 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from qnas_plugin import latency_plot, latency_table, registry
+from qnas_plugin import registry
 from qnas_plugin.commands import profile
-from qnas_plugin.decompose import GRANULARITIES, Decomposition, join
 from qnas_plugin.errors import HardwareError, LatencyTableError, OutputError, UsageError
-from qnas_plugin.hardware import RuntimeSetting, describe, detect
-from qnas_plugin.isolate import build, isolate
-from qnas_plugin.latency_fit import design, errors, fit
-from qnas_plugin.latency_table import Estimator
-from qnas_plugin.locks import alone_in
-from qnas_plugin.materialize import export
-from qnas_plugin.measured import Measured, Timing, append, joined, resume, steady
-from qnas_plugin.quantize import verify
+from qnas_plugin.files.locks import alone_in
+from qnas_plugin.hardware import RuntimeSetting, describe
+from qnas_plugin.hardware.machine import detect
+from qnas_plugin.latency import plot
+from qnas_plugin.latency import table as latency_table
+from qnas_plugin.latency.fit import design, errors, fit
+from qnas_plugin.latency.measurements import Measured, Timing, append, joined, resume, steady
+from qnas_plugin.latency.parts_alone import build, isolate
+from qnas_plugin.latency.rows import GRANULARITIES, Decomposition, join
+from qnas_plugin.latency.table import Estimator
+from qnas_plugin.quantizers.quantize import verify
 from qnas_plugin.request import ProfileRequest, parse_duration
 from qnas_plugin.space import Precision
 from qnas_plugin.supernets import Elastic, Supernet
-from tests.test_latency_table import stack, table
+from tests.latency.test_table import stack, table
 
 ELASTIC = Elastic((2, 3, 4), (1, 2, 4), (16, 32, 48))
 SETTING = RuntimeSetting(sequence_length=16)
@@ -142,7 +144,7 @@ def test_joined_tells_a_machine_that_drifts_from_its_networks() -> None:
 
 def test_isolate_splits_a_network_into_parts_that_run(supernet: Supernet, tmp_path: Path) -> None:
     inputs = supernet.example(SETTING)
-    graph = export(supernet, inputs)
+    graph = supernet.graph(inputs)
     decomposition = Decomposition(supernet.space, join(supernet.parts, "linear"))
     alone = list(isolate(graph, supernet, decomposition, inputs, tmp_path))
     assert [part.key for part in alone] != []
@@ -157,7 +159,7 @@ def test_isolate_splits_a_network_into_parts_that_run(supernet: Supernet, tmp_pa
 def test_isolate_gives_each_node_to_one_part(supernet: Supernet, tmp_path: Path) -> None:
     """The parts of the largest FP32 network have its nodes, each once; constants may be in several."""
     inputs = supernet.example(SETTING)
-    graph = export(supernet, inputs)
+    graph = supernet.graph(inputs)
     largest = supernet.space.corner("largest", Precision.FP32)
     decomposition = Decomposition(supernet.space, join(supernet.parts, "linear"))
     counts = dict(
@@ -172,7 +174,7 @@ def test_isolate_gives_each_node_to_one_part(supernet: Supernet, tmp_path: Path)
 
 
 def test_build_lands_the_policy_without_data(supernet: Supernet) -> None:
-    graph = export(supernet, supernet.example(SETTING))
+    graph = supernet.graph(supernet.example(SETTING))
     candidate = supernet.space.decode(supernet.space.sample(1, np.random.default_rng(0))[0])
     groups = {group: nodes for group, nodes in graph.groups.items() if f"precision.{group}" in candidate}
     policy = {group: Precision(str(candidate[f"precision.{group}"])) for group in groups}
@@ -273,7 +275,7 @@ def test_profile_makes_a_table_and_goes_on_where_it_stopped(
     again = work.read_text().splitlines()
     assert again[: len(lines) - 1] == lines[:-1]
     assert len(again) == len(lines)
-    assert "held-out" in latency_plot.render(table)
+    assert "held-out" in plot.render(table)
     with pytest.raises(LatencyTableError, match="another seed"):
         profile.profile(request.model_copy(update={"seed": 1}))
     with alone_in(work), pytest.raises(OutputError, match="another process is writing"):

@@ -10,7 +10,8 @@ from qnas_plugin.cli import main
 from qnas_plugin.commands.ranking import ranking
 from qnas_plugin.errors import StudyError, UsageError
 from qnas_plugin.request import TuneRequest
-from qnas_plugin.study import Evaluation, Study
+from qnas_plugin.study.evaluation import Evaluation
+from qnas_plugin.study.study import Study
 
 
 def study_of(checkpoint: Path, out: Path, trials: int) -> Path:

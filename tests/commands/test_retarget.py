@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from qnas_plugin import latency_table
 from qnas_plugin.commands.retarget import retarget
 from qnas_plugin.commands.tune import tune
 from qnas_plugin.errors import HardwareError, LatencyTableError, StudyError, UsageError
-from qnas_plugin.latency_table import Estimator
+from qnas_plugin.latency import table as latency_table
+from qnas_plugin.latency.table import Estimator
 from qnas_plugin.objectives import losses, non_dominated
 from qnas_plugin.request import TuneRequest
 from qnas_plugin.supernets import Supernet

@@ -19,7 +19,7 @@ import torch
 
 from qnas_plugin.commands.train import train
 from qnas_plugin.errors import CheckpointError, OutputError, UsageError
-from qnas_plugin.locks import alone_in
+from qnas_plugin.files.locks import alone_in
 from qnas_plugin.request import TrainRequest
 from qnas_plugin.training import instatune
 from qnas_plugin.training.state import RESUME_FILE

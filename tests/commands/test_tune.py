@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from qnas_plugin.commands import tune as command
-from qnas_plugin.commands.stored import request_in, study_in
+from qnas_plugin.commands.study_folder import request_in, study_in
 from qnas_plugin.commands.tune import tune
-from qnas_plugin.environment import described
 from qnas_plugin.errors import StudyError
+from qnas_plugin.hardware.machine import described
 from qnas_plugin.request import TuneRequest
-from qnas_plugin.study import stored_identity
+from qnas_plugin.study.study import stored_identity
 
 
 @pytest.fixture

@@ -18,17 +18,21 @@ import numpy as np
 import torch
 from PIL import Image
 
-from qnas_plugin import latency_table, measured, model_name, ranges, registry
-from qnas_plugin.commands import export, stored
+from qnas_plugin import registry
+from qnas_plugin.commands import export, study_folder
+from qnas_plugin.data import Dataset, Processor, SplitSizes
 from qnas_plugin.hardware import load_profile
-from qnas_plugin.request import TrainRequest, TuneRequest
+from qnas_plugin.latency import measurements as timings
+from qnas_plugin.latency import table as latency_table
+from qnas_plugin.quantizers import range_cache
+from qnas_plugin.request import TrainRequest, TuneRequest, model_name
 from qnas_plugin.space import Precision
-from qnas_plugin.study import Evaluation, Study
-from qnas_plugin.tasks import Dataset, Processor, SplitSizes
+from qnas_plugin.study.evaluation import Evaluation
+from qnas_plugin.study.study import Study
 from qnas_plugin.training import state as training
 from tests.fuzz import mutators, packed
 from tests.fuzz.mutators import Mutator
-from tests.test_latency_table import table
+from tests.latency.test_table import table
 
 SIZES = SplitSizes(calibration=4, search=8)
 OBJECTIVES = ("accuracy", "latency_ms")
@@ -112,7 +116,7 @@ def training_state(folder: Path) -> None:
 
 
 def tune_request(folder: Path) -> None:
-    request = stored.request_in(folder)
+    request = study_folder.request_in(folder)
     request.write(folder / "again.toml")
     assert request.precisions is not None
 
@@ -132,15 +136,15 @@ def latency(folder: Path) -> None:
 
 
 def measurements(folder: Path) -> None:
-    known = measured.resume(folder / "table.measured.jsonl", IDENTITY, (4, 2))
+    known = timings.resume(folder / "table.measured.jsonl", IDENTITY, (4, 2))
     if known.timings:
-        networks = measured.joined(known)
+        networks = timings.joined(known)
         assert np.isfinite(networks.ms).all()
     assert all(math.isfinite(ms) for ms in known.alone.values())
 
 
 def cached_ranges(folder: Path) -> None:
-    found = ranges.load("key")
+    found = range_cache.load("key")
     assert found is None or found == {"x": (-1.0, 2.0)}
 
 

@@ -12,7 +12,8 @@ import onnx
 import pytest
 
 from qnas_plugin.cli import EXIT_ERROR, EXIT_USAGE, main
-from qnas_plugin.hardware import describe, detect, write_profile
+from qnas_plugin.hardware import describe, write_profile
+from qnas_plugin.hardware.machine import detect
 from tests.fuzz.campaign import limited
 
 

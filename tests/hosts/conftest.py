@@ -12,7 +12,7 @@ import pytest
 
 from qnas_plugin import registry
 from qnas_plugin.cli import main
-from qnas_plugin.tasks import Dataset, SplitSizes
+from qnas_plugin.data import Dataset, SplitSizes
 from tests.sessions import session
 
 SEARCH = (
@@ -56,8 +56,9 @@ def case(vit_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Case
     from sklearn.datasets import load_digits
     from transformers import ViTForImageClassification
 
-    from qnas_plugin.hardware import describe, detect, write_profile
-    from qnas_plugin.materialize import export_module
+    from qnas_plugin.build.export import export_module
+    from qnas_plugin.hardware import describe, write_profile
+    from qnas_plugin.hardware.machine import detect
 
     folder = tmp_path_factory.mktemp("host")
     images = (load_digits().images[:400, None] / 8 - 1).astype(np.float32)

@@ -4,7 +4,7 @@ import re
 
 from qnas_plugin.results.report import _makeup, render
 from qnas_plugin.space import Condition, Precision, SearchSpace, Variable
-from qnas_plugin.study import Trial
+from qnas_plugin.study.evaluation import Trial
 
 ODD = "int8-asym"
 SPACE = SearchSpace(

@@ -12,19 +12,16 @@ import torch
 from torch import nn
 
 from qnas_plugin import registry
+from qnas_plugin.data import Batch, SplitSizes
 from qnas_plugin.errors import CheckpointError, DataError, UsageError
-from qnas_plugin.evaluate import Evaluator
+from qnas_plugin.evaluate.lab import Lab
 from qnas_plugin.hardware import RuntimeSetting
 from qnas_plugin.space import Precision
 from qnas_plugin.supernets import Elastic, beit3
-from qnas_plugin.supernets._beit3_model import (
-    Beit3Config,
-    Beit3ForImageClassification,
-    Beit3ForVisualQuestionAnswering,
-)
+from qnas_plugin.supernets._beit3_model import Beit3Config, Beit3ForImageClassification, Beit3ForVisualQuestionAnswering
 from qnas_plugin.supernets._encoder import EncoderSupernet
-from qnas_plugin.tasks import Batch, SplitSizes
 from qnas_plugin.training.instatune import Settings, accuracy, train
+from tests.sessions import HERE
 
 ELASTIC = Elastic((2, 3, 4), (1, 2, 4), (16, 32, 48))
 SETTING = RuntimeSetting(batch_size=3, sequence_length=6)
@@ -208,7 +205,7 @@ def test_a_trained_supernet_is_searched_with_questions(beit3_checkpoint: Path, q
     smallest = supernet.cut(supernet.space.corner("smallest", Precision.FP32))
     for cut in (None, smallest):
         assert accuracy(supernet, cut, dataset.report, processor) > 0.8
-    evaluator = Evaluator(supernet, dataset, processor, RuntimeSetting(sequence_length=8))
-    evaluator.check(supernet.space.corner("smallest", Precision.FP32))
-    evaluation = evaluator.evaluate(supernet.space.corner("largest", Precision.INT8), tmp_path)
+    lab = Lab(supernet, dataset, processor, HERE, RuntimeSetting(sequence_length=8))
+    lab.check(supernet.space.corner("smallest", Precision.FP32))
+    evaluation = lab.evaluate(supernet.space.corner("largest", Precision.INT8), tmp_path)
     assert evaluation.metrics["accuracy"] > 0.8

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from qnas_plugin import registry
-from qnas_plugin.decompose import Decomposition
 from qnas_plugin.errors import CheckpointError, UsageError
 from qnas_plugin.hardware import RuntimeSetting
-from qnas_plugin.isolate import isolate
+from qnas_plugin.latency.parts_alone import isolate
+from qnas_plugin.latency.rows import Decomposition
 from qnas_plugin.space import Precision
 from qnas_plugin.supernets import Elastic
 from qnas_plugin.supernets._cnn import CnnSupernet

@@ -23,16 +23,18 @@ from transformers import (
 )
 
 from qnas_plugin import registry
-from qnas_plugin._quantizer import WEIGHT_INPUT
-from qnas_plugin.decompose import Decomposition, join
+from qnas_plugin.build.export import export_module
+from qnas_plugin.build.graph import Graph
+from qnas_plugin.build.slice import materialize
+from qnas_plugin.build.tidy import WEIGHT_INPUT
+from qnas_plugin.data import Batch, Inputs
 from qnas_plugin.errors import CheckpointError, UsageError
-from qnas_plugin.isolate import build, isolate
-from qnas_plugin.materialize import Graph, export, export_module, materialize
+from qnas_plugin.latency.parts_alone import build, isolate
+from qnas_plugin.latency.rows import Decomposition, join
 from qnas_plugin.space import Candidate, Precision
 from qnas_plugin.supernets import Elastic, Supernet, check_labels, check_trained
 from qnas_plugin.supernets._beit3_model import Beit3ForImageClassification, Beit3ForVisualQuestionAnswering
 from qnas_plugin.supernets._cnn_layers import ElasticConv, ElasticNorm
-from qnas_plugin.tasks import Batch, Inputs
 from tests.sessions import session
 from tests.supernets import tiny_cnn
 
@@ -105,7 +107,7 @@ def supernet(family: str, checkpoint: Path) -> Supernet:
 def graph(family: str, checkpoint: Path) -> Graph:
     """Of a supernet in its first state."""
     supernet = module(family).load(str(checkpoint), elastic=ELASTIC[family])
-    return export(supernet, {name: array[:1] for name, array in INPUTS[family].items()})
+    return supernet.graph({name: array[:1] for name, array in INPUTS[family].items()})
 
 
 def run(supernet: Supernet, family: str) -> np.ndarray:
@@ -222,14 +224,14 @@ def test_export_does_not_depend_on_the_order_of_its_inputs(supernet: Supernet, f
         pytest.skip("one input has no order")
     cut = supernet.cut(supernet.space.corner("largest", Precision.FP32))
     turned = dict(reversed(INPUTS[family].items()))
-    got = logits(materialize(export(supernet, turned), cut).SerializeToString(), INPUTS[family])
+    got = logits(materialize(supernet.graph(turned), cut).SerializeToString(), INPUTS[family])
     np.testing.assert_allclose(got, run(supernet, family), atol=1e-5)
 
 
 def test_materialize_is_deterministic(supernet: Supernet, family: str, graph: Graph) -> None:
     cut = supernet.cut(sampled(supernet, 1)[0])
     inputs = {name: array[:1] for name, array in INPUTS[family].items()}
-    files = [materialize(g, cut).SerializeToString(deterministic=True) for g in (graph, export(supernet, inputs))]
+    files = [materialize(g, cut).SerializeToString(deterministic=True) for g in (graph, supernet.graph(inputs))]
     assert files[0] == files[1]
 
 

@@ -19,9 +19,9 @@ from transformers import (
     ViTForImageClassification,
 )
 
+from qnas_plugin.build.slice import materialize
 from qnas_plugin.errors import CheckpointError
 from qnas_plugin.hardware import RuntimeSetting
-from qnas_plugin.materialize import export, materialize
 from qnas_plugin.supernets import Elastic, vit
 from qnas_plugin.supernets._encoder import EncoderSupernet
 
@@ -60,7 +60,7 @@ def test_load_takes_other_vision_transformers(make: Callable[[], PreTrainedModel
     with torch.no_grad():
         expected = plain(pixels).logits.numpy()
         np.testing.assert_allclose(supernet.model(pixels).logits.numpy(), expected, atol=1e-5)
-    graph = export(supernet, inputs)
+    graph = supernet.graph(inputs)
     assert not any(node.op_type == "Resize" for node in graph.model.graph.node)
     for genes in supernet.space.sample(4, np.random.default_rng(0)):
         cut = supernet.cut(supernet.space.decode(genes))

@@ -8,8 +8,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from qnas_plugin.data import SplitSizes
 from qnas_plugin.errors import CheckpointError, DataError, UsageError
-from qnas_plugin.tasks import SplitSizes
 from qnas_plugin.tasks.arrays import load, processor
 
 SIZES = SplitSizes(calibration=4)

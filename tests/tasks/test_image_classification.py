@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from qnas_plugin.data import SplitSizes
 from qnas_plugin.errors import CheckpointError, DataError, UsageError
-from qnas_plugin.tasks import SplitSizes
 from qnas_plugin.tasks.image_classification import load, processor
 
 SIZES = SplitSizes(calibration=4, search=6)

@@ -16,7 +16,7 @@ import onnx
 import pytest
 
 from qnas_plugin import registry
-from qnas_plugin.tasks import Dataset, Processor, SplitSizes
+from qnas_plugin.data import Dataset, Processor, SplitSizes
 
 SIZES = SplitSizes(calibration=5, search=9)
 PARTS = ("train", "calibration", "search", "selection", "report")
@@ -108,7 +108,7 @@ def test_load_gives_labels_in_range(case: Case) -> None:
 
 def test_load_gives_the_same_in_another_process(case: Case) -> None:
     code = (
-        "import sys; from qnas_plugin import registry; from qnas_plugin.tasks import SplitSizes\n"
+        "import sys; from qnas_plugin import registry; from qnas_plugin.data import SplitSizes\n"
         "d = registry.load('tasks', sys.argv[1]).load(sys.argv[2], sizes=SplitSizes(calibration=5, search=9))\n"
         "parts = d.train, d.calibration, d.search, d.report\n"
         "print(d.fingerprint, d.label_names, *(part.labels.tolist() for part in parts))"

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qnas_plugin.data import Dataset, OnAccess, SplitSizes
 from qnas_plugin.errors import DataError, UsageError
-from qnas_plugin.tasks import Dataset, OnAccess, Pool, SplitSizes, assemble, content_key, held_out_and_report
+from qnas_plugin.tasks import Pool, assemble, content_key, held_out_and_report
 
 PARTS = ("train", "calibration", "search", "selection", "report")
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from qnas_plugin.data import SplitSizes
 from qnas_plugin.errors import CheckpointError, DataError, UsageError
-from qnas_plugin.tasks import SplitSizes
 from qnas_plugin.tasks.text_classification import load, processor
 
 SIZES = SplitSizes(calibration=4, search=6)

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from qnas_plugin.data import SplitSizes
 from qnas_plugin.errors import CheckpointError, DataError
-from qnas_plugin.tasks import SplitSizes
 from qnas_plugin.tasks.visual_question_answering import load, processor
 
 SIZES = SplitSizes(calibration=2, search=4)

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from qnas_plugin import registry
+from qnas_plugin.data import Dataset, Processor, SplitSizes
 from qnas_plugin.errors import CheckpointError, UsageError
 from qnas_plugin.space import Precision
 from qnas_plugin.supernets import Elastic, Supernet
-from qnas_plugin.tasks import Dataset, Processor, SplitSizes
 from qnas_plugin.training.instatune import Settings, Step, _augmented, _subnets, accuracy, train
 from qnas_plugin.training.state import RESUME_FILE, finish
 from tests.supernets import tiny_cnn

@@ -9,8 +9,9 @@ from olive.passes import Pass
 from olive.passes.onnx.common import get_external_data_config, model_proto_to_olive_model
 from olive.passes.pass_config import BasePassConfig, PassConfigParam
 
+from qnas_plugin.commands.olive_config import MAX_GROUPS, group_name
 from qnas_plugin.errors import UsageError
-from qnas_plugin.hosts.olive.request import MAX_GROUPS, evaluator, group_name
+from qnas_plugin.hosts.olive.request import lab
 
 
 class QnasMixedPrecision(Pass):  # type: ignore[misc]
@@ -32,8 +33,8 @@ class QnasMixedPrecision(Pass):  # type: ignore[misc]
     def _run_for_config(
         self, model: ONNXModelHandler, config: type[BasePassConfig], output_model_path: str
     ) -> ONNXModelHandler:
-        builds = evaluator({**config.request, "model": model.model_path})
-        space = builds.supernet.space
+        builds = lab({**config.request, "model": model.model_path})
+        space = builds.network.space
         if len(space) > MAX_GROUPS:
             raise UsageError(f"{model.model_path} has {len(space)} groups, Olive takes {MAX_GROUPS}; lower max_groups")
         values = {variable.name: getattr(config, group_name(i)) for i, variable in enumerate(space.variables)}

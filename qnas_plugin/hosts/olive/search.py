@@ -23,7 +23,7 @@ from olive.search.search_parameter import Categorical
 from olive.search.search_point import SearchPoint
 from optuna.distributions import CategoricalDistribution
 
-from qnas_plugin.hosts.olive.request import evaluator
+from qnas_plugin.hosts.olive.request import lab
 from qnas_plugin.hosts.optuna import LinasSampler
 
 
@@ -85,7 +85,7 @@ class QnasEvaluator(OliveEvaluator):  # type: ignore[misc]
         execution_providers: str | Sequence[str] | None = None,
     ) -> MetricResult:
         """The value of each metric, whatever its sub-type: accuracy in [0, 1], milliseconds, bytes."""
-        measures, file = evaluator(self._request), Path(model.model_path)
+        measures, file = lab(self._request), Path(model.model_path)
         found: dict[str, dict[str, Any]] = {}
         for metric in metrics:
             if metric.type == MetricType.ACCURACY:

@@ -1,0 +1,1 @@
+"""Candidates to measured trials: here, in other processes, or on a cluster."""

@@ -1,0 +1,1 @@
+"""ONNX files to numbers: scores, sizes and milliseconds, and what is believed of them."""

@@ -1,0 +1,107 @@
+"""An ONNX file to its outputs, scores and size: everything is measured on the file that ships."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+
+from qnas_plugin.build.shared_model import Outline
+from qnas_plugin.data import Batch
+from qnas_plugin.errors import MeasurementError, door
+from qnas_plugin.measure.metrics import Outputs, Scored, Scorer
+from qnas_plugin.runtimes import onnxruntime as runtime
+
+SILENT_SECONDS = 900.0
+"""How long one run of a model, or loading it, may take."""
+
+
+def scores(model: Path, batches: Iterable[Batch], scorer: Scorer, *, threads: int) -> Scored:
+    """The scores of all examples, in the order of the data set.
+
+    Raises:
+        MeasurementError: The model cannot be run on the batches, or gives a number that is not finite.
+        UsageError: The metric does not fit the outputs.
+    """
+    positions: list[npt.NDArray[np.int64]] = []
+    parts: list[npt.NDArray[np.float64]] = []
+    soft: list[npt.NDArray[np.float64]] = []
+    for batch, outputs in run(model, batches, threads=threads):
+        for name, values in outputs.items():
+            if isinstance(values, np.ndarray) and values.dtype.kind == "f" and not np.isfinite(values).all():
+                raise MeasurementError(f"'{model.name}' gives {name} that are not finite")
+        positions.append(batch.positions)
+        parts.append(scorer(outputs, batch.positions))
+        if (probabilities := scorer.soft(outputs, batch.positions)) is not None:
+            soft.append(probabilities)
+    places = np.argsort(np.concatenate(positions))
+    return Scored(np.concatenate(parts)[places], np.concatenate(soft)[places] if soft else None)
+
+
+def run(model: Path | Outline, batches: Iterable[Batch], *, threads: int) -> Iterator[tuple[Batch, Outputs]]:
+    """Each batch with what an ONNX file, or a model in memory, gives for it.
+
+    Raises:
+        MeasurementError: The model cannot be run on the batches.
+    """
+    name = "the model" if isinstance(model, Outline) else f"'{model.name}'"
+    with ExitStack() as stack:
+        with _running(name):
+            if isinstance(model, Outline):
+                session = stack.enter_context(model.running(threads=threads))
+            else:  # threads sleep while they wait: other work shares the machine, and nobody looks at the time
+                session = runtime.session(model, threads, spinning=False)
+            names = [output.name for output in session.get_outputs()]
+        for batch in batches:
+            with _running(name), _limited(name) as options:
+                values = session.run(names, runtime.feed(session, batch.inputs), options)
+            yield batch, dict(zip(names, values, strict=True))
+
+
+def size_mb(model: Path) -> float:
+    """Megabytes (10^6 bytes) of an ONNX file and of the files in which it keeps weights.
+
+    Raises:
+        MeasurementError: A file is missing, or it is not ONNX.
+    """
+    import onnx
+
+    with door(MeasurementError, f"cannot take the size of '{model.name}'"):
+        graph = onnx.load(str(model), load_external_data=False).graph
+        beside: set[str] = {
+            entry.value
+            for tensor in graph.initializer
+            for entry in tensor.external_data
+            if tensor.data_location == onnx.TensorProto.EXTERNAL and entry.key == "location"
+        }
+        return sum(path.stat().st_size for path in (model, *(model.parent / name for name in beside))) / 1e6
+
+
+@contextlib.contextmanager
+def _running(name: str) -> Iterator[None]:
+    with door(MeasurementError, f"cannot run {name}"):
+        yield
+
+
+@contextlib.contextmanager
+def _limited(name: str) -> Iterator[onnxruntime.RunOptions]:
+    """Options that end a run when it takes too long: between two nodes, also those of an endless loop."""
+    options = onnxruntime.RunOptions()
+    options.log_severity_level = 4
+    timer = threading.Timer(SILENT_SECONDS, setattr, [options, "terminate", True])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield options
+    except Exception as error:
+        if options.terminate:
+            raise MeasurementError(f"{name} ran for more than {SILENT_SECONDS:g} s on one batch") from error
+        raise
+    finally:
+        timer.cancel()

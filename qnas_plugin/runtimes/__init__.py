@@ -1,0 +1,1 @@
+"""What opens a model in a runtime setting and runs it."""
