@@ -127,7 +127,7 @@ def test_build_has_the_statistics_of_its_subnet(tiny_cnn_checkpoint: Path) -> No
 def test_build_quantizes_the_weights_of_its_subnet(tiny_cnn_checkpoint: Path) -> None:
     """BatchNorms of other statistics make other weights of one name and shape."""
     first, second = make(tiny_cnn_checkpoint), make(tiny_cnn_checkpoint)
-    space = first.supernet.space
+    space = first.network.space
     candidates = [space.corner(size, Precision.INT8) for size in ("largest", "smallest")]
     candidates += [space.decode(genes) for genes in space.sample(3, np.random.default_rng(0))]
     for candidate in candidates[::-1]:

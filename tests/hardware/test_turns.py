@@ -18,12 +18,10 @@ from qnas_plugin.errors import HardwareError
 from qnas_plugin.hardware import turns
 from qnas_plugin.hardware.turns import between_measurements, measuring, private_folder
 
-HOLD = """import time
-from qnas_plugin.hardware import turns
-with turns.{}():
-    print(1, flush=True)
-    time.sleep(60)
-"""
+HOLD = (
+    "import time; from qnas_plugin.hardware import turns\n"
+    "with turns.{}():\n    print(1, flush=True)\n    time.sleep(60)"
+)
 
 
 @pytest.fixture

@@ -162,7 +162,7 @@ def test_build_of_subnets_has_the_format(bert_checkpoint: Path, sentences: Path,
         return make("bert", bert_checkpoint, str(sentences), Precisions((precision, "int8", "fp32")))
 
     first, second = lab(), lab()
-    space = first.supernet.space
+    space = first.network.space
     built = []
     for size in ("largest", "smallest"):
         corner = space.corner(size, Precision.FP32)  # type: ignore[arg-type]

@@ -135,7 +135,7 @@ def test_build_gives_the_same_bytes_with_ranges_of_another_process(
     fresh: Callable[[], Lab], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = fresh(), fresh()
-    candidate = first.supernet.space.corner("largest", Precision.INT8)
+    candidate = first.network.space.corner("largest", Precision.INT8)
     built = first.build(candidate)
 
     def never(*arguments: object, **options: object) -> None:
@@ -144,7 +144,7 @@ def test_build_gives_the_same_bytes_with_ranges_of_another_process(
     monkeypatch.setattr(bench, "observe", never)
     assert second.build(candidate) == built
     with pytest.raises(AssertionError):
-        second.build(first.supernet.space.corner("smallest", Precision.INT8))
+        second.build(first.network.space.corner("smallest", Precision.INT8))
 
 
 def test_build_calibrates_again_when_a_weight_or_the_data_differ(

@@ -218,8 +218,8 @@ def test_evaluator_takes_external_data_several_inputs_and_whole_runs(tmp_path: P
         "factor": np.full(30, 2.0, dtype=np.float32),
     }
     made = lab(load(str(path)), arrays, tmp_path)
-    made.check(made.supernet.space.corner("largest", Precision.FP32))
-    assert 0.9 < made.accuracy(made.supernet.space.corner("largest", Precision.INT8), tmp_path).metrics["accuracy"] < 1
+    made.check(made.network.space.corner("largest", Precision.FP32))
+    assert 0.9 < made.accuracy(made.network.space.corner("largest", Precision.INT8), tmp_path).metrics["accuracy"] < 1
     assert all(len(batch.positions) == 1 for batch in made.bench.search)
 
 
