@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from qnas_plugin.commands.tune import load
-from qnas_plugin.decompose import GRANULARITIES as _GRANULARITIES
-from qnas_plugin.decompose import Decomposition, join
-from qnas_plugin.outline import Outline
+from qnas_plugin.build.shared_model import Outline
+from qnas_plugin.commands.loading import load
+from qnas_plugin.latency.rows import GRANULARITIES as _GRANULARITIES
+from qnas_plugin.latency.rows import Decomposition, join
 from qnas_plugin.request import TuneRequest
 from qnas_plugin.space import Precision
 
@@ -29,35 +28,30 @@ class Opened:
     """
 
     def __init__(self, options: Mapping[str, Any], folder: Path) -> None:
-        self._loaded = load(TuneRequest.build({**options, "out": folder}), measures=False)
+        self._lab = load(TuneRequest.build({**options, "out": folder}), measures=False)
         self._decompositions: dict[str, Decomposition] = {}
 
     @property
     def space(self) -> Any:
-        return self._loaded.supernet.space
+        return self._lab.network.space
 
     @property
     def fingerprint(self) -> str:
-        return self._loaded.supernet.fingerprint
+        return self._lab.network.fingerprint
 
     def corners(self) -> list[Any]:
         """The largest and the smallest network, in INT8 and FP32."""
         sizes = ("largest", "smallest")
         return [self.space.corner(size, precision) for size in sizes for precision in (Precision.INT8, Precision.FP32)]
 
-    @cached_property
-    def _evaluator(self) -> Any:
-        return self._loaded.evaluator()
-
     def file(self, candidate: Any) -> bytes:
         """What is written as the candidate's ``model.onnx``, without a wait for those who measure beside it."""
-        job = self._evaluator.job(candidate)
-        ((_, parts),) = self._evaluator.workbench.build(job).files("model.onnx")
+        ((_, parts),) = self._lab.bench.build(self._lab.job(candidate)).files("model.onnx")
         return b"".join(parts)
 
     def rows(self, candidate: Any, granularity: Any) -> dict[str, int]:
         """Key of each latency table's row that the candidate has to how often; none of a plain ONNX model."""
-        parts = getattr(self._loaded.supernet, "parts", None)
+        parts = getattr(self._lab.network, "parts", None)
         if parts is None:
             return {}
         if granularity not in self._decompositions:
