@@ -82,7 +82,7 @@ def test_scores_agree_with_one_example_at_a_time(lab: Lab, tmp_path: Path) -> No
     np.testing.assert_allclose(together.soft, alone.soft, atol=1e-5)
 
 
-def test_build_gives_the_same_bytes_from_a_fresh_evaluator(bert_checkpoint: Path, sentences: Path, lab: Lab) -> None:
+def test_build_gives_the_same_bytes_in_a_fresh_lab(bert_checkpoint: Path, sentences: Path, lab: Lab) -> None:
     first, second = (make("bert", bert_checkpoint, str(sentences)) for _ in range(2))
     space = first.network.space
     candidates = [space.decode(genes) for genes in space.sample(3, np.random.default_rng(1))]

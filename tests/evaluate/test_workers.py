@@ -274,7 +274,7 @@ def test_drive_goes_on_where_it_stopped(client: Client, search: Search) -> None:
     assert len(by_key(trials)) == len(trials) == 9
 
 
-def test_drive_sends_the_workbench_again_when_another_search_took_it_away(client: Client, search: Search) -> None:
+def test_drive_sends_the_bench_again_when_another_search_took_it_away(client: Client, search: Search) -> None:
     def take_away(trial: Trial) -> None:
         if trial.number == 1:
             (name,) = next(iter(client.run(_places).values()))
@@ -287,7 +287,7 @@ def test_drive_sends_the_workbench_again_when_another_search_took_it_away(client
 
 
 @pytest.mark.parametrize("settles", [True, False])
-def test_evaluate_waits_for_a_workbench_that_is_being_opened(
+def test_evaluate_waits_for_a_bench_that_is_being_opened(
     settles: bool, profile: HardwareProfile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = workers._Place("name", {}, profile)

@@ -192,7 +192,7 @@ def test_load_folds_batch_normalisation_and_raises_old_opsets(tmp_path: Path) ->
     made.check(model.space.corner("largest", Precision.FP32))
 
 
-def test_evaluator_takes_external_data_several_inputs_and_whole_runs(tmp_path: Path) -> None:
+def test_lab_takes_external_data_several_inputs_and_whole_runs(tmp_path: Path) -> None:
     """The state has its batch axis elsewhere and the factor has none, so an example holds all that a run gets."""
     inputs = [
         helper.make_tensor_value_info("x", FLOAT, ["b", 8]),
