@@ -10,6 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "qnas_plugin"
 ORDER = (
     ("errors", "_version", "files", "registry", "user_function"),
     ("space", "objectives", "data"),
+    ("additive",),
     ("hardware",),
     ("runtimes",),
     ("tasks",),
