@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from qnas_plugin.additive import Term
 from qnas_plugin.space import Features, Genes, Precision, SearchSpace, Value
 from qnas_plugin.supernets import Part
 
@@ -95,6 +96,16 @@ class Decomposition:
             there = np.flatnonzero(active[:, variables].all(axis=1) & (column >= 0))
             counts[there, column[there]] += 1
         return counts
+
+    def terms(self, ms: npt.NDArray[np.float64]) -> tuple[Term, ...]:
+        """What each part adds, for milliseconds ``(number of keys,)`` of the rows."""
+        found = []
+        for part, columns in self._columns:
+            names = tuple(part.variables.values())
+            values = np.where(columns >= 0, ms[columns], 0.0)
+            sizes = [self.space.sizes[self.space.index[name]] for name in names]
+            found.append(Term(names, values.reshape(*sizes, 1)))
+        return tuple(found)
 
     def example(self, key: Key) -> tuple[Part, Genes]:
         """A part that is this row in some candidate, and such a candidate's genotype ``(n,)``.

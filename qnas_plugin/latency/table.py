@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from qnas_plugin.additive import Term
 from qnas_plugin.data import Inputs
 from qnas_plugin.errors import LatencyTableError, door, quoted
 from qnas_plugin.files import write_bytes
@@ -344,6 +345,11 @@ class Estimator:
 
     def __call__(self, genes: Genes) -> npt.NDArray[np.float64]:
         return self._decomposition.counts(genes) @ self._ms + self.table.offset_ms
+
+    @property
+    def terms(self) -> tuple[Term, ...]:
+        """The same as a sum of parts, without ``offset_ms``."""
+        return self._decomposition.terms(self._ms)
 
     @cached_property
     def _decomposition(self) -> Decomposition:

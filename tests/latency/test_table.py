@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qnas_plugin.additive import total
 from qnas_plugin.errors import LatencyTableError
 from qnas_plugin.hardware import RuntimeSetting, load_profile
 from qnas_plugin.hardware.machine import environment
@@ -22,6 +23,7 @@ from qnas_plugin.latency.rows import GRANULARITIES, Decomposition, Key, join
 from qnas_plugin.latency.table import Errors, Estimator, Fidelity, LatencyTable, Row
 from qnas_plugin.space import Condition, SearchSpace, Variable
 from qnas_plugin.supernets import Part
+from qnas_plugin.supernets.bert import load as load_bert
 
 PRECISIONS = ("int8", "fp32")
 
@@ -350,3 +352,13 @@ def test_parse_refuses_names_that_would_lead_out_of_the_folder(changes: dict[str
     record = json.loads(latency_table.dumps(table())) | changes
     with pytest.raises(LatencyTableError, match="supernet|shape"):
         latency_table.parse(json.dumps(record).encode(), "table.json")
+
+
+def test_terms_of_an_estimator_add_up_to_what_it_says(bert_checkpoint: Path) -> None:
+    supernet = load_bert(str(bert_checkpoint))
+    keys = Decomposition(supernet.space, join(supernet.parts, "linear")).keys
+    rows = {str(key): 0.1 + i / 7 for i, key in enumerate(keys)}
+    estimate = Estimator(table(rows, supernet="bert", shape=supernet.shape, setting=SETTING), supernet)
+    genes = supernet.space.sample(20, np.random.default_rng(0))
+    sums = total(supernet.space, estimate.terms, genes)[:, 0] + estimate.table.offset_ms
+    np.testing.assert_allclose(sums, estimate(genes))
