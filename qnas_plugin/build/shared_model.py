@@ -6,6 +6,7 @@ running model's with both. Values enter a buffer only when a file is made.
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -108,6 +109,7 @@ class Outline:
         for initializer, head in zip(weights, heads, strict=True):
             yield head
             yield self.weights[initializer.name].data.cast("B")
+            let_go(self.weights[initializer.name])
 
     def files(self, name: str) -> Iterator[tuple[str, Iterator[bytes | memoryview]]]:
         """The model's files: their names and what is in them, the same each time.
@@ -135,6 +137,7 @@ class Outline:
             if initializer.name in self.weights:
                 yield self.weights[initializer.name].data.cast("B")
                 yield bytes(-self.weights[initializer.name].nbytes % _PAGE)
+                let_go(self.weights[initializer.name])
 
     @contextmanager
     def running(
@@ -161,6 +164,8 @@ class Outline:
         options.intra_op_num_threads = threads
         options.log_severity_level = 3  # errors alone
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # others work beside it
+        if is_large(self.nbytes):  # weights in the order in which products read them are copies
+            options.add_session_config_entry("session.disable_prepacking", "1")
         make_exact(options)
         values = [ort.OrtValue.ortvalue_from_numpy(array) for array in self.weights.values()]
         # ONNX Runtime 1.31 takes values only for what lies elsewhere, and copies them unless they are shared too.
@@ -168,6 +173,14 @@ class Outline:
         for name, value in zip(self.weights, values, strict=True):
             options.add_initializer(name, value)
         yield ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        for array in self.weights.values():
+            let_go(array)
+
+
+def let_go(array: npt.NDArray[Any]) -> None:
+    """Takes the pages of a mapped file out of this process; they are read again when they are needed."""
+    if isinstance(array.base, mmap.mmap):
+        array.base.madvise(mmap.MADV_DONTNEED)
 
 
 def is_large(size: int) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from qnas_plugin.build.shared_model import Outline
+from qnas_plugin.build.shared_model import BESIDE, Outline, is_large
 from qnas_plugin.data import Batch
 from qnas_plugin.errors import MeasurementError, door
 from qnas_plugin.measure.metrics import Outputs, Scored, Scorer
@@ -56,7 +56,7 @@ def run(model: Path | Outline, batches: Iterable[Batch], *, threads: int) -> Ite
             if isinstance(model, Outline):
                 session = stack.enter_context(model.running(threads=threads))
             else:  # threads sleep while they wait: other work shares the machine, and nobody looks at the time
-                session = runtime.session(model, threads, spinning=False)
+                session = runtime.session(model, threads, spinning=False, prepack=not is_large(members_bytes([model])))
             names = [output.name for output in session.get_outputs()]
         for batch in batches:
             with _running(name), _limited(name) as options:
@@ -70,17 +70,33 @@ def size_mb(model: Path) -> float:
     Raises:
         MeasurementError: A file is missing, or it is not ONNX.
     """
+    with door(MeasurementError, f"cannot take the size of '{model.name}'"):
+        return sum(path.stat().st_size for path in files(model)) / 1e6
+
+
+def files(model: Path) -> list[Path]:
+    """An ONNX file and, before it, the files beside it in which it keeps weights.
+
+    Raises:
+        MeasurementError: It is not ONNX.
+    """
     import onnx
 
-    with door(MeasurementError, f"cannot take the size of '{model.name}'"):
+    with door(MeasurementError, f"cannot read '{model.name}' as an ONNX model"):
         graph = onnx.load(str(model), load_external_data=False).graph
-        beside: set[str] = {
-            entry.value
-            for tensor in graph.initializer
-            for entry in tensor.external_data
-            if tensor.data_location == onnx.TensorProto.EXTERNAL and entry.key == "location"
-        }
-        return sum(path.stat().st_size for path in (model, *(model.parent / name for name in beside))) / 1e6
+    beside = {
+        entry.value
+        for tensor in graph.initializer
+        for entry in tensor.external_data
+        if tensor.data_location == onnx.TensorProto.EXTERNAL and entry.key == "location"
+    }
+    return [*(model.parent / name for name in sorted(beside)), model]
+
+
+def members_bytes(models: Sequence[Path]) -> int:
+    """Of members and the weights beside them. One that is missing is not judged here: what loads it will tell."""
+    found = [path for model in models for path in (model, model.with_name(f"{model.name}{BESIDE}"))]
+    return sum(path.stat().st_size for path in found if path.exists())
 
 
 @contextlib.contextmanager

@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 import psutil
 
-from qnas_plugin.build.shared_model import BESIDE
 from qnas_plugin.data import Inputs
 from qnas_plugin.errors import HardwareError, MeasurementError
 from qnas_plugin.files.locks import scratch
@@ -24,7 +23,7 @@ from qnas_plugin.hardware import RuntimeSetting
 from qnas_plugin.hardware.machine import cores
 from qnas_plugin.hardware.turns import measuring
 from qnas_plugin.measure import timing_process
-from qnas_plugin.measure.accuracy import SILENT_SECONDS
+from qnas_plugin.measure.accuracy import SILENT_SECONDS, members_bytes
 
 # Weights in memory take up to this times their file: the file's own, and packed for the processor.
 _MEMORY_PER_FILE = 3
@@ -227,7 +226,4 @@ def _quiet_cpus(threads: int) -> tuple[int, ...]:
 
 
 def _fit_in_memory(models: Sequence[Path]) -> bool:
-    # A file that is missing is not judged here: the process that loads it will tell.
-    files = [path for model in models for path in (model, model.with_name(f"{model.name}{BESIDE}"))]
-    bytes_ = sum(path.stat().st_size for path in files if path.exists())
-    return _MEMORY_PER_FILE * bytes_ < psutil.virtual_memory().available / 2
+    return _MEMORY_PER_FILE * members_bytes(models) < psutil.virtual_memory().available / 2

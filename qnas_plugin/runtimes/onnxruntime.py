@@ -35,11 +35,18 @@ def make_exact(options: onnxruntime.SessionOptions) -> None:
 
 
 def session(
-    model: str | Path, threads: int, *, spinning: bool, arena: bool = True, cpus: Sequence[int] = ()
+    model: str | Path,
+    threads: int,
+    *,
+    spinning: bool,
+    arena: bool = True,
+    prepack: bool = True,
+    cpus: Sequence[int] = (),
 ) -> onnxruntime.InferenceSession:
     """A session on the CPU with fixed threads and exact INT8 products that logs nothing.
 
     Args:
+        prepack: Whether weights are copied into the order in which products read them; else they stay in their file.
         cpus: One for each thread, the calling thread's first; none leaves threads where the system puts them.
     """
     options = onnxruntime.SessionOptions()
@@ -49,6 +56,7 @@ def session(
     options.enable_cpu_mem_arena = arena
     options.log_severity_level = _FATAL
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
+    options.add_session_config_entry("session.disable_prepacking", str(int(not prepack)))
     make_exact(options)
     if len(cpus) > 1:  # counted from 1; without it threads of many sessions meet on one core
         affinities = ";".join(str(cpu + 1) for cpu in cpus[1:])

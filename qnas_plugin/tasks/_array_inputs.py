@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +75,7 @@ def of_model(path: Path) -> ArrayProcessor:
     with door(CheckpointError, f"cannot read '{path}' as an ONNX model"):
         model = onnx.load(str(path), load_external_data=False)
         stored = {initializer.name for initializer in model.graph.initializer}
+        stored |= {sparse.values.name for sparse in model.graph.sparse_initializer}
         old = model.ir_version < 4  # each initializer had to be an input
         inputs = [_input(value, path.name, value.name in stored) for value in model.graph.input]
     inputs = [value for value in inputs if not (old and value.optional)]
@@ -160,8 +160,8 @@ class ArrayProcessor:
                     f"the data has no array '{value.name}', which {self.model.name} takes; have: {have}{also}"
                 )
             arrays[value.name] = cast(example[value.name], value, self.model.name)
-        if any(value.axes is None for value in self.inputs):
-            self._known.setdefault("whole", not self._runs({name: array[None] for name, array in arrays.items()}))
+        if "whole" not in self._known and any(value.axes is None for value in self.inputs):
+            self._known["whole"] = not self._runs({name: array[None] for name, array in arrays.items()})
         for value in self.inputs:
             if value.name not in arrays:
                 continue
@@ -182,11 +182,12 @@ class ArrayProcessor:
         A free axis may be another one than that of the examples, and a model may compute across examples.
         """
         if "apart" not in self._known:
+            session = self._session()
             with door(DataError, f"{self.model.name} cannot be run on the data"):
-                alone = [self._session.run(None, runtime.feed(self._session, inputs)) for inputs in (first, second)]
+                alone = [session.run(None, runtime.feed(session, inputs)) for inputs in (first, second)]
             both = {name: np.concatenate([first[name], second[name]]) for name in first}
             with suppress(Exception):  # whatever the runtime raises: the model does not take two
-                joined = self._session.run(None, runtime.feed(self._session, both))
+                joined = session.run(None, runtime.feed(session, both))
                 self._known["apart"] = all(
                     np.shape(got)[:1] == (2,) and np.shape(one)[:1] == (1,) and _alike(got[i], one[0])
                     for i, outputs in enumerate(alone)
@@ -196,14 +197,15 @@ class ArrayProcessor:
 
     def _runs(self, inputs: Inputs) -> bool:
         """Whether the model can be run on these."""
+        session = self._session()
         try:
-            self._session.run(None, runtime.feed(self._session, inputs))
+            session.run(None, runtime.feed(session, inputs))
         except Exception:  # whatever the runtime raises
             return False
         return True
 
-    @cached_property
     def _session(self) -> Any:
+        """Not kept: it has all weights."""
         with door(CheckpointError, f"ONNX Runtime cannot run '{self.model.name}'"):
             return runtime.session(self.model, 1, spinning=False)
 
