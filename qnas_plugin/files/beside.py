@@ -130,8 +130,12 @@ def _is_inside(path: Path, folder: Path) -> bool:
 
 def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
     yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
     for node in graph.node:
         for attribute in node.attribute:
             yield from (attribute.t, *attribute.tensors)
+            for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
+                yield from (sparse.values, sparse.indices)
             for inner in (attribute.g, *attribute.graphs):
-                yield from _tensors(inner) if inner.node or inner.initializer else ()
+                yield from _tensors(inner) if inner.node or inner.initializer or inner.sparse_initializer else ()

@@ -239,4 +239,5 @@ def _written(node: onnx.NodeProto, readers: Mapping[str, Sequence[onnx.NodeProto
 
 def _weights(graph: onnx.GraphProto) -> dict[str, int]:
     """Stored tensors of two or more axes, and their types."""
-    return {initializer.name: initializer.data_type for initializer in graph.initializer if len(initializer.dims) > 1}
+    sparse = {each.values.name: each.values.data_type for each in graph.sparse_initializer if len(each.dims) > 1}
+    return sparse | {each.name: each.data_type for each in graph.initializer if len(each.dims) > 1}

@@ -32,6 +32,7 @@ from qnas_plugin.quantizers.formats import DEFAULT, Precisions, matches
 from qnas_plugin.runtimes import onnxruntime as runtime
 from qnas_plugin.space import Candidate, Genes, Precision, SearchSpace, Variable
 from qnas_plugin.supernets.onnx_file.plain import Plain, plain
+from qnas_plugin.supernets.onnx_file.refusal import no_layer
 
 if TYPE_CHECKING:
     from qnas_plugin.build.graph import Graph
@@ -48,11 +49,7 @@ def load(path: str, *, precisions: Precisions | None = None) -> OnnxModel:
     file = Path(path)
     model = plain(file)
     if not model.layers:
-        kinds = sorted({node.op_type for node in model.outline.model.graph.node})
-        raise CheckpointError(
-            f"'{path}' has no layer to quantize: no {', '.join(WEIGHT_INPUT)} with a stored FP32 weight outside of If "
-            f"and Loop, only {', '.join(kinds) or 'constants'}"
-        )
+        raise CheckpointError(f"'{path}' has no layer to quantize: {no_layer(model.outline.model.graph)}")
     precisions = precisions or Precisions()
     precisions.check(model.layers)
     names = frozenset(model.layers)
@@ -120,7 +117,7 @@ class OnnxModel:
 
     def outputs(self, cut: Cut, inputs: Inputs) -> Mapping[str, Any]:
         with door(CheckpointError, f"ONNX Runtime cannot run '{self.file}' on the data"):
-            session = runtime.session(self.file, 1, spinning=False)
+            session = runtime.session(self.file, 1, spinning=False, prepack=False)
             names = [output.name for output in session.get_outputs()]
             return dict(zip(names, session.run(names, runtime.feed(session, inputs)), strict=True))
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,14 +22,15 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import numpy_helper
 from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_tensor
 
-from qnas_plugin.build.shared_model import Outline, is_large
+from qnas_plugin.build.shared_model import Outline, is_large, let_go
 from qnas_plugin.build.tidy import nodes, tidy
 from qnas_plugin.errors import CheckpointError, door, reason
 from qnas_plugin.files.beside import check_weights
 from qnas_plugin.files.locks import scratch
+from qnas_plugin.supernets.onnx_file.refusal import other_float, refuse_quantized
+from qnas_plugin.supernets.onnx_file.sparse import densify
 
 _OPSET = 13
-_QUANTIZED = re.compile(r"[Qq]uantizeLinear|DynamicQuantize|^QLinear|Integer$|MatMulNBits|^QGemm|^QAttention")
 _SMALL = 1 << 14  # bytes of an initializer that the version converter may look at
 _AT_ONCE = 1 << 24
 
@@ -63,7 +63,7 @@ def plain(file: Path) -> Plain:
     with door(CheckpointError, f"cannot read the weights of '{file}'"):
         large = is_large(sum(map(_bytes, model.graph.initializer)))
         content = _content(model, file, large=large)
-    _refuse(model, file)
+    refuse_quantized(model, file)
     optional = _optional_inputs(model)
     with door(CheckpointError, f"cannot bring '{file}' into a plain form"):
         _one_default_domain(model)
@@ -90,12 +90,13 @@ def _read(file: Path) -> onnx.ModelProto:
         raise CheckpointError(f"cannot read '{file}' as an ONNX model{large}: {reason(error)}") from error
     if not model.graph.node:
         raise CheckpointError(f"cannot read '{file}' as an ONNX model: it has no nodes")
+    check_weights(model, file)
+    densify(model, file)
     seen: set[str] = set()
     for initializer in model.graph.initializer:
         if initializer.name in seen:
             raise CheckpointError(f"'{file}' has two initializers named '{initializer.name}'; ONNX allows one")
         seen.add(initializer.name)
-    check_weights(model, file)
     return model
 
 
@@ -132,17 +133,6 @@ def _take_in(tensor: onnx.TensorProto, file: Path) -> None:
     load_external_data_for_tensor(tensor, str(file.parent))
     tensor.data_location = onnx.TensorProto.DEFAULT
     del tensor.external_data[:]
-
-
-def _refuse(model: onnx.ModelProto, file: Path) -> None:
-    inside = (node for function in model.functions for node in function.node)
-    done = [node.op_type for node in (*nodes(model.graph), *inside) if _QUANTIZED.search(node.op_type)]
-    if done:
-        raise CheckpointError(f"'{file}' is quantized already, it has a {done[0]}; give the FP32 model")
-    sixteen = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
-    half = [initializer.name for initializer in model.graph.initializer if initializer.data_type in sixteen]
-    if half:
-        raise CheckpointError(f"'{file}' has 16-bit weights, like '{half[0]}'; give the FP32 model")
 
 
 def _one_default_domain(model: onnx.ModelProto) -> None:
@@ -196,7 +186,7 @@ def _optimized(model: onnx.ModelProto, file: Path, folder: Path, *, large: bool)
     if large:
         options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "plain.data")
         options.add_session_config_entry("session.disable_prepacking", "1")
-    with door(CheckpointError, f"ONNX Runtime cannot run '{file}'"):
+    with door(CheckpointError, f"ONNX Runtime cannot run '{file}'", other_float(model.graph)):
         ort.InferenceSession(
             model.SerializeToString(),
             options,
@@ -245,4 +235,5 @@ def _infinite(outline: Outline, file: Path) -> set[str]:
                 raise CheckpointError(f"the weight '{name}' of '{file}' has values that are no numbers (NaN)")
             if not np.isfinite(part).all():
                 found.add(name)
+        let_go(array)
     return found
