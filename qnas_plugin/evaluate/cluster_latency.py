@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import suppress
 from pathlib import Path
@@ -15,9 +15,11 @@ from distributed import Client, Future, KilledWorker, Worker, get_worker
 from qnas_plugin.data import Inputs
 from qnas_plugin.errors import ClusterError
 from qnas_plugin.evaluate.workers import LOOK_SECONDS, another_machine, check_offered, reachable
-from qnas_plugin.files import write_bytes
 from qnas_plugin.hardware import HardwareProfile, RuntimeSetting
+from qnas_plugin.measure.accuracy import files
 from qnas_plugin.measure.latency import Latency, time_models
+
+_AT_ONCE = 1 << 23  # bytes; Dask warns of more than 10 MB
 
 
 def latency(
@@ -33,7 +35,7 @@ def latency(
     Args:
         client: From ``connect``.
         profile: The SKU.
-        models: Here; they are sent to the worker for as long as it takes.
+        models: Here; they are sent to the worker for as long as it takes, with the weights that lie beside them.
         inputs: Of the models.
         setting: What latencies are measured at.
         rounds: As ``measure.latency`` has them.
@@ -47,11 +49,18 @@ def latency(
         here, name = {"workers": [address], "pure": False}, f"qnas-timed-{uuid4().hex}"
         try:
             for i, model in enumerate(models):
-                _waited(client, address, client.submit(_keep, name, i, model.read_bytes(), profile, **here))
+                for file in files(model):
+                    for offset, piece in _pieces(file):
+                        place = f"{name}/{i}/{file.name}"
+                        _waited(client, address, client.submit(_keep, place, offset, piece, profile, **here))
             timed: list[Latency] = _waited(
                 client,
                 address,
-                client.submit(_time, name, len(models), inputs, setting, rounds, resources={profile.name: 1}, **here),
+                client.submit(
+                    *(_time, name, [model.name for model in models], inputs, setting, rounds),
+                    resources={profile.name: 1},
+                    **here,
+                ),
             )
             return timed
         except (KilledWorker, CancelledError) as error:
@@ -72,17 +81,38 @@ def _waited(client: Client, address: str, future: Future) -> Any:
             raise CancelledError
 
 
-def _keep(name: str, number: int, content: bytes, profile: HardwareProfile) -> None:
-    """Writes a model that was sent to this worker."""
+def _pieces(file: Path) -> Iterator[tuple[int, bytes]]:
+    """The content of a file in pieces that Dask sends at once, and where each begins."""
+    with file.open("rb") as stored:
+        while True:
+            offset, piece = stored.tell(), stored.read(_AT_ONCE)
+            if not piece and offset:
+                return
+            yield offset, piece
+
+
+def _keep(name: str, offset: int, piece: bytes, profile: HardwareProfile) -> None:
+    """Writes a piece of a file that was sent to this worker; again, where Dask sends it again."""
     worker = get_worker()
     if refusal := another_machine(worker, profile):
         raise ClusterError(refusal)
-    write_bytes(Path(worker.local_directory) / name / f"{number}.onnx", content)
+    path = Path(worker.local_directory) / name
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("r+b" if offset else "wb") as file:
+            file.seek(offset)
+            file.write(piece)
+    except OSError as error:
+        raise ClusterError(
+            f"the worker {worker.address} cannot keep {path.name} to time it: {error.strerror or error}; start it "
+            "with a --local-directory that has space"
+        ) from None
 
 
-def _time(name: str, count: int, inputs: Inputs, setting: RuntimeSetting, rounds: int) -> list[Latency]:
+def _time(name: str, names: Sequence[str], inputs: Inputs, setting: RuntimeSetting, rounds: int) -> list[Latency]:
     folder = Path(get_worker().local_directory) / name
-    return time_models([folder / f"{i}.onnx" for i in range(count)], inputs, setting, rounds=rounds)
+    models = [folder / str(i) / file for i, file in enumerate(names)]
+    return time_models(models, inputs, setting, rounds=rounds)
 
 
 def _forget(name: str, dask_worker: Worker) -> None:

@@ -57,6 +57,9 @@ AHEAD = 2
 SETUP_SECONDS = 60.0
 """How long a trial waits on its worker for the bench to be opened there."""
 
+MOST = 4_000_000_000
+"""Bytes of weights that workers are sent: Dask sends them as one, of which msgpack 1.2 takes less than 2 ** 32."""
+
 Awaited = TypeVar("Awaited")
 _PACKAGES = ("neural-compressor", "numpy", "onnx", "onnxruntime")
 
@@ -304,8 +307,14 @@ class _Place(WorkerPlugin):  # type: ignore[misc]
         """Gives it to the scheduler and all workers, those to come included.
 
         Raises:
-            ClusterError: A worker lacks this package, has other versions, or is not the SKU that it says.
+            ClusterError: A worker lacks this package, has other versions, or is not the SKU that it says; or it is too
+                large to be sent.
         """
+        weights = sum(array.nbytes for array in bench.graph.weights.values())
+        if weights > MOST:
+            raise ClusterError(
+                f"the weights are {weights / 1e9:.1f} GB, workers get up to {MOST / 1e9:g}; search without them"
+            )
         try:
             client.register_plugin(replace(self, content=pickle.dumps(bench.packed())), name=self.name)
         except ImportError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -21,11 +22,13 @@ from types import SimpleNamespace
 from typing import Any, cast
 from urllib.parse import urlsplit
 
+import onnx
 import psutil
 import pytest
 from distributed import Client, LocalCluster, Worker, wait
 from threadpoolctl import threadpool_info
 
+from qnas_plugin.build import shared_model
 from qnas_plugin.build.graph import Cut
 from qnas_plugin.errors import ClusterError, MeasurementError, OutputError
 from qnas_plugin.evaluate import cluster_latency, workers
@@ -343,11 +346,42 @@ def test_latency_measures_files_on_a_worker_of_the_sku(
     assert all(latency.median > 0 for latency in timed)
     assert not any(client.run(lambda dask_worker: list(Path(dask_worker.local_directory).iterdir())).values())
     paths[1].write_bytes(b"no model")
-    with pytest.raises(MeasurementError, match=r"1\.onnx"):
+    with pytest.raises(MeasurementError, match=r"cannot read 'smallest\.onnx'"):
+        cluster_latency.latency(client, profile, paths, bench.timing_inputs, bench.setting, 2)
+    unknown = onnx.helper.make_graph([onnx.helper.make_node("Unknown", [], ["y"])], "g", [], [])
+    paths[1].write_bytes(onnx.helper.make_model(unknown).SerializeToString())
+    with pytest.raises(MeasurementError, match=r"cannot time 'smallest\.onnx'"):
         cluster_latency.latency(client, profile, paths, bench.timing_inputs, bench.setting, 2)
     another = profile.model_copy(update={"recognise": profile.recognise.model_copy(update={"brand": "another"})})
     with pytest.raises(ClusterError, match=r"offers the resource 'this-machine', and is another machine"):
         cluster_latency.latency(client, another, paths, bench.timing_inputs, bench.setting, 2)
+
+
+def test_latency_sends_the_weights_beside_a_model_piece_by_piece(
+    client: Client, search: Search, profile: HardwareProfile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The way of models over 2 GB, with a small one."""
+    monkeypatch.setattr(shared_model, "_LARGE", 10_000)
+    monkeypatch.setattr(cluster_latency, "_AT_ONCE", 30_000)
+    monkeypatch.setattr(cluster_latency, "_forget", lambda name, dask_worker: None)
+    bench, path = search.lab.bench, tmp_path / "model.onnx"
+    search.lab.write(search.lab.network.space.corner("largest", Precision.FP32), path)
+    assert path.with_name("model.onnx_data").stat().st_size > 60_000
+    (timed,) = cluster_latency.latency(client, profile, [path], bench.timing_inputs, bench.setting, 2)
+    assert timed.median > 0
+    folders = client.run(lambda dask_worker: dask_worker.local_directory).values()
+    (sent,) = [found for folder in folders for found in Path(folder).glob("qnas-timed-*")]
+    for file in tmp_path.iterdir():
+        assert (sent / "0" / file.name).read_bytes() == file.read_bytes()
+    shutil.rmtree(sent)
+
+
+def test_drive_says_that_weights_are_too_large_to_be_sent(
+    client: Client, search: Search, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "MOST", 10_000)
+    with pytest.raises(ClusterError, match=r"the weights are .* GB, workers get up to .*; search without them"):
+        search.run(client, 1)
 
 
 def test_latency_says_that_its_worker_ended(
