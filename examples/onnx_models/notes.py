@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-CLIPS, RATE, SAMPLES, FRAMES, LOWEST = 300, 22_050, 43_844, 172, 21
+CLIPS, RATE, SAMPLES, FRAMES, LOWEST = 120, 22_050, 43_844, 172, 21
 
 
 def chords() -> dict[str, np.ndarray]:
