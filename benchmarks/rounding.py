@@ -4,9 +4,10 @@
 
 It needs ``rapidocr-onnxruntime`` on the path. AdaRound (Nagel et al. 2020): each weight of a convolution is rounded
 down plus a rectified sigmoid of a variable, which is learned so that the layer's output on calibration data changes
-least, and which a regulariser drives to 0 or 1. With x what the layer reads, patch by patch, a change d of a channel's weights
-changes its output by d'E[xx']d on average, so all that data tells is in that matrix. Differs: the output is that before
-the activation; x is that of the FP32 model; a channel that nearest rounding suits better keeps it.
+least, and which a regulariser drives to 0 or 1. With x what the layer reads, patch by patch, a change d of a
+channel's weights changes its output by d'E[xx']d on average, so all that data tells is in that matrix. Differs: the
+output is that before the activation; x is that of the FP32 model; a channel that nearest rounding suits better keeps
+it.
 """
 
 from __future__ import annotations
