@@ -21,7 +21,7 @@ fuzz: $(READY)  ## damaged and forged files of every kind, for five minutes
 	$(BIN)/python -m benchmarks.robustness.fuzz --minutes 5
 
 kill: $(READY)  ## kill each command twenty times; nothing may be lost
-	$(BIN)/python benchmarks/kill_commands.py --kills 20
+	$(BIN)/python -m benchmarks.robustness.kill --kills 20
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -82,7 +82,11 @@ def bert_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def vit_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random ViT of 4 layers, width 32, 4 heads, for the 8x8 grey images of scikit-learn's digits."""
-    folder = tmp_path_factory.mktemp("vit")
+    return save_vit(tmp_path_factory.mktemp("vit"))
+
+
+def save_vit(folder: Path) -> Path:
+    """Saves that ViT and its image processor in a folder."""
     torch.manual_seed(0)
     config = ViTConfig(
         **SMALL,
