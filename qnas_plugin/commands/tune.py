@@ -194,7 +194,8 @@ def _search(
     if request.workers is not None or request.cluster is not None:
         from qnas_plugin.evaluate import workers
 
-        with workers.connect(request.workers, request.cluster, lab.profile.name) as client:
+        sku = lab.profile.name if lab.estimator is None else None
+        with workers.connect(request.workers, request.cluster, sku) as client:
             workers.drive(
                 client,
                 study,

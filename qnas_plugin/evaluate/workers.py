@@ -65,16 +65,17 @@ _PACKAGES = ("neural-compressor", "numpy", "onnx", "onnxruntime")
 
 
 @contextmanager
-def connect(count: int | None, address: str | None, sku: str) -> Iterator[Client]:
+def connect(count: int | None, address: str | None, sku: str | None) -> Iterator[Client]:
     """The workers of an existing scheduler, or so many processes of this machine that end with the context.
 
     Args:
         count: Processes to start here; each has the SKU's resource.
         address: Of a scheduler, instead.
-        sku: The name of a hardware profile.
+        sku: The name of the hardware profile that latencies are measured for; None where they are looked up.
 
     Raises:
-        ClusterError: The scheduler does not answer, or it has no worker.
+        ClusterError: The scheduler does not answer, it has no worker, or one that is started here ends before it is
+            there.
         HardwareError: There is no folder that this user alone can enter, which workers of this machine need.
     """
     logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what goes wrong is raised, or mended by Dask
@@ -83,7 +84,13 @@ def connect(count: int | None, address: str | None, sku: str) -> Iterator[Client
         with ExitStack() as stack:
             with _hidden_from_the_terminal():
                 # No memory limit: Dask would pause a worker at 80 % of it, for ever if what it holds is the bench.
-                started = stack.enter_context(private_cluster(count, memory_limit=0, resources={sku: 1}))
+                offers = {} if sku is None else {sku: 1}
+                try:
+                    started = stack.enter_context(private_cluster(count, memory_limit=0, resources=offers))
+                except ClusterError:
+                    raise
+                except RuntimeError as error:  # of distributed 2026.8: "Nanny failed to start."
+                    raise ClusterError("a worker ended while it started; the same command continues") from error
             yield stack.enter_context(Client(started))
         return
     try:

@@ -33,6 +33,15 @@ def test_tune_takes_all_latencies_from_the_table_of_a_machine_elsewhere(
     assert "predicted, not measured" in (request_.out / "report.html").read_text()
 
 
+def test_tune_with_workers_takes_latencies_from_the_table_of_a_machine_elsewhere(
+    request_: TuneRequest, tmp_path: Path
+) -> None:
+    """Processes of this machine offer nothing then: they would be refused as another machine than they offer."""
+    result = tune(request_.model_copy(update={"workers": 1, "out": tmp_path / "out", "trials": 4}))
+    assert result.record["trials"]["complete"] == 4
+    assert result.record["latency"]["search"] == "table"
+
+
 def test_tune_names_the_table_when_measuring_elsewhere(request_: TuneRequest) -> None:
     with pytest.raises(HardwareError, match="--latency table"):
         tune(request_.model_copy(update={"latency": "measured", "table": None}))

@@ -26,6 +26,7 @@ import onnx
 import psutil
 import pytest
 from distributed import Client, LocalCluster, Worker, wait
+from distributed.nanny import WorkerProcess
 from threadpoolctl import threadpool_info
 
 from qnas_plugin.build import shared_model
@@ -143,6 +144,20 @@ def test_connect_removes_what_a_killed_driver_left_and_leaves_others_alone(profi
         assert not left.exists()
         assert alive.exists()
     alive.rmdir()
+
+
+def test_connect_says_that_a_worker_ended_while_it_started(
+    profile: HardwareProfile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = WorkerProcess._wait_until_connected
+
+    async def kill(self: WorkerProcess, *arguments: object) -> object:
+        os.kill(self.process.pid, signal.SIGKILL)
+        return await plain(self, *arguments)
+
+    monkeypatch.setattr(WorkerProcess, "_wait_until_connected", kill)
+    with pytest.raises(ClusterError, match="a worker ended while it started"), workers.connect(1, None, profile.name):
+        pass
 
 
 def test_connect_says_that_the_name_of_the_folder_is_too_long(
