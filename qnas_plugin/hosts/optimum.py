@@ -18,6 +18,7 @@ def add_options(parser: ArgumentParser) -> None:
     """Gives a parser the help text and the options of the command that its name ends with."""
     command = _command(parser.prog.split()[-1])
     parser.description = command.help
+    groups = {heading: parser.add_argument_group(heading) for heading in cli.HEADINGS}
     for option in command.params:
         if "--help" in option.opts:
             continue
@@ -34,7 +35,7 @@ def add_options(parser: ArgumentParser) -> None:
                 settings["action"] = "append"
             if option.nargs > 1:
                 settings["nargs"], settings["metavar"] = option.nargs, tuple(option.metavar.split())
-        parser.add_argument(*option.opts, **settings)
+        groups[option.rich_help_panel or cli.HEADINGS[-1]].add_argument(*option.opts, **settings)
 
 
 def run(name: str, given: Namespace) -> NoReturn:
@@ -48,7 +49,7 @@ def run(name: str, given: Namespace) -> NoReturn:
                 arguments.append(option.opts[0])
             elif one not in (None, False):
                 arguments += [option.opts[0], *(one if option.nargs > 1 else [one])]
-    cli.main(arguments)
+    cli.main(arguments, "optimum-cli")
     raise SystemExit(0)
 
 
