@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import errno
-import functools
-import inspect
 import json
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, Concatenate, Literal, TypeVar, Union, cast, get_args, get_origin
+from typing import Annotated, Any
 
 import typer
-from pydantic_core import PydanticUndefined
-from typer.core import TyperCommand
 
 from qnas_plugin._version import __version__
 from qnas_plugin.errors import MissingOptionsError, QnasError, UsageError
-from qnas_plugin.request import ExportRequest, Options, ProfileRequest, RetargetRequest, TrainRequest, TuneRequest
-from qnas_plugin.request.options import GROUPS, shown
+from qnas_plugin.request import ExportRequest, ProfileRequest, RetargetRequest, TrainRequest, TuneRequest
+from qnas_plugin.request.command_line import INSTEAD, Command, asking
 
 EXIT_ERROR, EXIT_USAGE, EXIT_NO_MEMBER, EXIT_NOT_KEPT, EXIT_INTERRUPTED = 1, 2, 3, 4, 130
 
@@ -36,12 +31,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-_INSTEAD = "In place of a new table"
-HEADINGS = (*GROUPS, _INSTEAD, "Options")
-"""Of the options in help; what has none stands under the last."""
-
 Count = int | None
-R = TypeVar("R")
 
 ConfigOption = Annotated[
     Path | None,
@@ -52,80 +42,6 @@ JsonOption = Annotated[
 ]
 
 
-class _Command(TyperCommand):
-    """A command whose help has its options under headings."""
-
-    def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Writes the options, those without a heading last."""
-        groups: dict[str, list[tuple[str, str]]] = {heading: [] for heading in HEADINGS}
-        for param in self.get_params(ctx):
-            if record := param.get_help_record(ctx):
-                groups[getattr(param, "rich_help_panel", None) or HEADINGS[-1]].append(record)
-        for heading, records in groups.items():
-            if records:
-                with formatter.section(heading):
-                    formatter.write_dl(records)
-
-
-def _asking(
-    request: type[Options], *only: str
-) -> Callable[[Callable[Concatenate[dict[str, Any], ...], R]], Callable[..., R]]:
-    """Gives a command the options that a request declares, all or ``only`` some.
-
-    The command gets what was given, by field, as its first argument.
-    """
-    fields = {name: field for name, field in request.model_fields.items() if not only or name in only}
-
-    def decorate(run: Callable[Concatenate[dict[str, Any], ...], R]) -> Callable[..., R]:
-        @functools.wraps(run)
-        def command(**given: Any) -> R:
-            asked = {name: given.pop(name) for name in fields}
-            return run({name: value for name, value in asked.items() if value or value == ""}, **given)
-
-        own = list(inspect.signature(run, eval_str=True).parameters.values())[1:]
-        options = [_option(request, name) for name in fields]
-        everything = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in (*options, *own)]
-        command.__signature__ = inspect.Signature(everything)  # type: ignore[attr-defined]
-        command.__annotations__ = {parameter.name: parameter.annotation for parameter in everything}
-        return command
-
-    return decorate
-
-
-def _option(request: type[Options], name: str) -> inspect.Parameter:
-    """The parameter that Typer makes a field's option from; it is None, or False, when not given."""
-    field = request.model_fields[name]
-    how, kind, metavar, text = shown(field), cast(Any, field.annotation), None, field.description or ""
-    if get_origin(kind) in (Union, UnionType):
-        kind = get_args(kind)[0]
-    if get_origin(kind) is Annotated:
-        kind = get_args(kind)[0]
-    if get_origin(kind) is Literal:
-        kind, metavar = str, "|".join(get_args(kind))
-    elif kind in (int, float):  # the request checks them, and says what is wrong in one line
-        kind, metavar = str, f"<{kind.__name__}>"
-    elif get_origin(kind) is tuple:
-        kind = list[str] if get_args(kind)[0] is str else str
-        text += " May be repeated." if kind == list[str] else ""
-    option = typer.Option(
-        False if kind is bool else None,
-        *(how.names or (request.option(name),)),
-        help=text,
-        show_default=how.default or _text(field.get_default()) or False,
-        metavar=how.metavar or metavar,
-        rich_help_panel=how.group,
-    )
-    annotation = bool if kind is bool else kind | None
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=option, annotation=annotation)
-
-
-def _text(default: Any) -> str | None:
-    """A default in help; None is one that needs no words."""
-    if default in (None, (), PydanticUndefined) or isinstance(default, bool):
-        return None
-    return f"{default:g}" if isinstance(default, float) else str(default)
-
-
 @app.callback(invoke_without_command=True)
 def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     if version:
@@ -133,8 +49,8 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
         raise typer.Exit
 
 
-@app.command(cls=_Command)
-@_asking(TrainRequest)
+@app.command(cls=Command)
+@asking(TrainRequest)
 def train(asked: dict[str, Any], config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Give a supernet its weights: elastic fine-tuning from a pretrained model (InstaTune).
 
@@ -149,8 +65,8 @@ def train(asked: dict[str, Any], config: ConfigOption = None, as_json: JsonOptio
         print(json.dumps(record, indent=2, sort_keys=True))
 
 
-@app.command(cls=_Command)
-@_asking(TuneRequest)
+@app.command(cls=Command)
+@asking(TuneRequest)
 def tune(asked: dict[str, Any], config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Search sub-network and precision together; write a Pareto set of ONNX models, each built, run and measured.
 
@@ -169,34 +85,34 @@ def tune(asked: dict[str, Any], config: ConfigOption = None, as_json: JsonOption
         raise typer.Exit(EXIT_NOT_KEPT)
 
 
-@app.command(cls=_Command)
-@_asking(ProfileRequest)
+@app.command(cls=Command)
+@asking(ProfileRequest)
 def profile(
     asked: dict[str, Any],
     detect: Annotated[
         bool,
         typer.Option(
-            "--detect", help="Only describe this machine and write its hardware profile.", rich_help_panel=_INSTEAD
+            "--detect", help="Only describe this machine and write its hardware profile.", rich_help_panel=INSTEAD
         ),
     ] = False,
     name: Annotated[
-        str | None, typer.Option(help="Name of the profile that --detect writes.", rich_help_panel=_INSTEAD)
+        str | None, typer.Option(help="Name of the profile that --detect writes.", rich_help_panel=INSTEAD)
     ] = None,
     compare: Annotated[
         tuple[Path, Path] | None,
         typer.Option(
-            help="Only show what got slower from one table to another.", metavar="OLD NEW", rich_help_panel=_INSTEAD
+            help="Only show what got slower from one table to another.", metavar="OLD NEW", rich_help_panel=INSTEAD
         ),
     ] = None,
     merge: Annotated[
         tuple[Path, Path] | None,
         typer.Option(
-            help="Only merge two tables of one SKU into --out.", metavar="TABLE TABLE", rich_help_panel=_INSTEAD
+            help="Only merge two tables of one SKU into --out.", metavar="TABLE TABLE", rich_help_panel=INSTEAD
         ),
     ] = None,
     plot: Annotated[
         Path | None,
-        typer.Option(help="Only draw a table: its test and its rows.", metavar="TABLE", rich_help_panel=_INSTEAD),
+        typer.Option(help="Only draw a table: its test and its rows.", metavar="TABLE", rich_help_panel=INSTEAD),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -233,8 +149,8 @@ def profile(
         print(table.model_dump_json(indent=2))
 
 
-@app.command(cls=_Command)
-@_asking(RetargetRequest)
+@app.command(cls=Command)
+@asking(RetargetRequest)
 def retarget(asked: dict[str, Any], as_json: JsonOption = False) -> None:
     """Turn a finished study into the Pareto set of another CPU or setting, by its latency table, in seconds.
 
@@ -248,8 +164,8 @@ def retarget(asked: dict[str, Any], as_json: JsonOption = False) -> None:
         print(json.dumps(result.record, indent=2, sort_keys=True))
 
 
-@app.command(cls=_Command)
-@_asking(ExportRequest)
+@app.command(cls=Command)
+@asking(ExportRequest)
 def export(asked: dict[str, Any]) -> None:
     """Write one candidate of a study's supernet as ONNX, on any machine; the same bytes each time.
 
@@ -261,8 +177,8 @@ def export(asked: dict[str, Any]) -> None:
     exporting(request)
 
 
-@app.command("olive-config", cls=_Command)
-@_asking(TuneRequest, "model", "task", "data", "objectives", "trials", "population", "seed", "out")
+@app.command("olive-config", cls=Command)
+@asking(TuneRequest, "model", "task", "data", "objectives", "trials", "population", "seed", "out")
 def olive_config(
     asked: dict[str, Any],
     config: Annotated[

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
 from qnas_plugin.cli import EXIT_USAGE, main
+from qnas_plugin.errors import UsageError
 from qnas_plugin.request import ExportRequest, Options, ProfileRequest, RetargetRequest, TrainRequest, TuneRequest
 from qnas_plugin.request.options import GROUPS, shown
 
@@ -59,7 +61,9 @@ def test_help_shows_choices_and_defaults(capsys: pytest.CaptureFixture[str]) -> 
         (["retarget"], "--study and --hardware are missing; see: qnas retarget --help"),
         (["tune", "-m", "m.onnx"], "--data and --out are missing; see: qnas tune --help"),
         (["olive-config", "-m", "m.onnx"], "--data and --out are missing; see: qnas olive-config --help"),
-        (["tune", "--trials", "0"], "--trials '0': it must be at least 1"),
+        (["tune", "--trials", "0"], "--trials 0: it must be at least 1"),
+        (["tune", "--seed", "-1", "--trials", "5"], "--seed -1: it must be at least 0"),
+        (["tune", "--seed", "1e999"], "--seed inf: it must be a finite number"),
         (["tune", "--trials", "many"], "--trials 'many': it must be a whole number"),
         (["export", "--study", "s", "--out", "o", "--precision", "int4"], "it must be 'searched', 'int8' or 'fp32'"),
     ],
@@ -70,3 +74,25 @@ def test_wrong_options_are_one_line(arguments: list[str], line: str, capsys: pyt
     assert text.startswith("qnas: ")
     assert text.endswith(f"{line}\n")
     assert text.count("\n") == 1
+
+
+def test_what_is_given_wins_though_it_is_zero(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[TuneRequest] = []
+
+    def tuning(request: TuneRequest) -> None:
+        asked.append(request)
+        raise UsageError("enough")
+
+    monkeypatch.setattr("qnas_plugin.console.tuning", tuning)
+    config = tmp_path / "c.toml"
+    lines = ("seed = 5", "selection-samples = 9", "insist = true", "latency = 'table'")
+    config.write_text("\n".join([*lines, "objective = ['accuracy', 'size_mb']"]))
+    given = ["--supernet", "bert", "--checkpoint", "c", "--task", "text-classification", "--data", "d", "--out", "o"]
+    wins = ["--seed", "0", "--max-accuracy-drop", "0", "--limit", "size_mb<=3"]
+    said(capsys, "tune", *given, "--config", str(config), *wins)
+    (request,) = asked
+    assert (request.seed, request.selection_samples, request.insist) == (0, 9, True)
+    assert (request.max_accuracy_drop, request.limits) == (0, ("size_mb<=3",))
+    assert request.objectives == ("accuracy", "size_mb")

@@ -12,13 +12,14 @@ from typing import Any, NoReturn
 import typer.main
 
 from qnas_plugin import cli
+from qnas_plugin.request.command_line import HEADINGS
 
 
 def add_options(parser: ArgumentParser) -> None:
     """Gives a parser the help text and the options of the command that its name ends with."""
     command = _command(parser.prog.split()[-1])
     parser.description = command.help
-    groups = {heading: parser.add_argument_group(heading) for heading in cli.HEADINGS}
+    groups = {heading: parser.add_argument_group(heading) for heading in HEADINGS}
     for option in command.params:
         if "--help" in option.opts:
             continue
@@ -35,7 +36,7 @@ def add_options(parser: ArgumentParser) -> None:
                 settings["action"] = "append"
             if option.nargs > 1:
                 settings["nargs"], settings["metavar"] = option.nargs, tuple(option.metavar.split())
-        groups[option.rich_help_panel or cli.HEADINGS[-1]].add_argument(*option.opts, **settings)
+        groups[option.rich_help_panel or HEADINGS[-1]].add_argument(*option.opts, **settings)
 
 
 def run(name: str, given: Namespace) -> NoReturn:

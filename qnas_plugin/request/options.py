@@ -139,6 +139,7 @@ _PROBLEMS = {
     **dict.fromkeys(("float_parsing", "float_type"), "it must be a number"),
     **dict.fromkeys(("bool_parsing", "bool_type"), "it must be true or false"),
     **dict.fromkeys(("string_type", "path_type"), "it must be a text"),
+    "finite_number": "it must be a finite number",
     "tuple_type": "it must be a list",
 }
 """What is wrong, for what pydantic 2 calls it."""
