@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from qnas_plugin import registry
 from qnas_plugin.cli import EXIT_USAGE, main
 from qnas_plugin.errors import UsageError
 from qnas_plugin.request import ExportRequest, Options, ProfileRequest, RetargetRequest, TrainRequest, TuneRequest
@@ -50,6 +51,8 @@ def test_help_shows_choices_and_defaults(capsys: pytest.CaptureFixture[str]) -> 
         "--latency measured|table",
         "--against int8|fp32",
         "--seed <int> Of every random choice. [default: (0)]",
+        f"[{', '.join(registry.names('tasks'))}]",
+        f"[{', '.join(registry.names('search'))}]",
     ):
         assert text in words
     assert "-m, --model MODEL" in words

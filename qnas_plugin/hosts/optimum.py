@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import typer.main
 
 from qnas_plugin import cli
-from qnas_plugin.request.command_line import HEADINGS
+from qnas_plugin.request.command_line import HEADINGS, names
 
 
 def add_options(parser: ArgumentParser) -> None:
@@ -23,7 +23,7 @@ def add_options(parser: ArgumentParser) -> None:
     for option in command.params:
         if "--help" in option.opts:
             continue
-        text = option.help.replace("%", "%%")
+        text = option.help.replace("%", "%%") + names(option.name)
         if isinstance(option.show_default, str):
             text += f" [default: {option.show_default}]"
         settings: dict[str, Any] = {"dest": option.name, "default": None, "help": text}

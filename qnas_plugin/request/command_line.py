@@ -12,7 +12,8 @@ import typer
 from pydantic_core import PydanticUndefined
 from typer.core import TyperCommand
 
-from qnas_plugin.request.options import GROUPS, Options, shown
+from qnas_plugin import registry
+from qnas_plugin.request.options import GROUPS, REGISTERED, Options, shown
 
 R = TypeVar("R")
 
@@ -29,11 +30,18 @@ class Command(TyperCommand):
         groups: dict[str, list[tuple[str, str]]] = {heading: [] for heading in HEADINGS}
         for param in self.get_params(ctx):
             if record := param.get_help_record(ctx):
-                groups[getattr(param, "rich_help_panel", None) or HEADINGS[-1]].append(record)
+                listed = (record[0], f"{record[1]}{names(param.name)}")
+                groups[getattr(param, "rich_help_panel", None) or HEADINGS[-1]].append(listed)
         for heading, records in groups.items():
             if records:
                 with formatter.section(heading):
                     formatter.write_dl(records)
+
+
+def names(field: str | None) -> str:
+    """What help adds about an option whose values are registered: their names."""
+    kind = REGISTERED.get(field or "")
+    return f"  [{', '.join(registry.names(kind))}]" if kind else ""
 
 
 def asking(

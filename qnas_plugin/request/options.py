@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar, get_args
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 
 from qnas_plugin import registry
@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 Group = Literal["What", "Data", "Training", "Hardware", "Search", "Measurement", "Output"]
 GROUPS: tuple[Group, ...] = get_args(Group)
 """The headings of help, in their order."""
+
+
+REGISTERED: Mapping[str, registry.Kind] = {"supernet": "supernets", "task": "tasks", "algorithm": "search"}
+"""Fields of any request that name what is registered; help lists the names."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,14 @@ class Options(BaseModel):
     """Options of a command, from wherever they come."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
+
+    @field_validator(*REGISTERED, check_fields=False)
+    @classmethod
+    def _as_registered(cls, name: str | None, info: ValidationInfo) -> str | None:
+        if name is None:
+            return None
+        registry.check(REGISTERED[str(info.field_name)], name)
+        return name.replace("-", "_")
 
     @classmethod
     def build(cls, options: Mapping[str, Any], config: Path | None = None) -> Self:
@@ -162,20 +174,10 @@ def _check_value(option: str, value: Any) -> None:
             raise UsageError(f"{option} is a number of more than 64 bits")
 
 
-def registered(kind: registry.Kind, name: str) -> str:
-    """The name as the registry has it.
-
-    Raises:
-        UnknownNameError: Nothing is registered under it.
-    """
-    registry.check(kind, name)
-    return name.replace("-", "_")
-
-
 T = TypeVar("T")
 
 Supernet = Annotated[
-    T, Field(description="Supernet family; list them with: qnas show supernets."), Shown("What", metavar="FAMILY")
+    T, Field(description="Supernet family, see: qnas show supernets."), Shown("What", metavar="FAMILY")
 ]
 Checkpoint = Annotated[
     T, Field(description="Hugging Face name or folder, or a folder that qnas train wrote."), Shown("What")
@@ -201,7 +203,7 @@ Table = Annotated[Path | None, Field(description="Latency table."), Shown("Hardw
 class Request(Options):
     """What all commands that need data share."""
 
-    task: Annotated[str, Shown("Data")] = Field(description="Task; list them with: qnas show tasks.")
+    task: Annotated[str, Shown("Data")] = Field(description="Task, see: qnas show tasks.")
     data: Annotated[str, Shown("Data")] = Field(
         description="The task's data: a file, a folder, or a name that the task knows."
     )
@@ -221,13 +223,6 @@ class Request(Options):
         description="Held-out training examples that choose the recommended member; nothing is searched on them. Where "
         "there are too few for both, both shrink alike.",
     )
-
-    @field_validator("supernet", "task", check_fields=False)
-    @classmethod
-    def _known(cls, name: str | None, info: Any) -> str | None:
-        if name is None:
-            return None
-        return registered("supernets" if info.field_name == "supernet" else "tasks", name)
 
     @property
     def sizes(self) -> SplitSizes:

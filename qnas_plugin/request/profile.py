@@ -18,7 +18,6 @@ from qnas_plugin.request.options import (
     Shown,
     Supernet,
     Threads,
-    registered,
 )
 
 
@@ -55,11 +54,6 @@ class ProfileRequest(Options):
     seed: Annotated[Seed, Shown("Measurement")] = 0
     insist: Insist = False
     overwrite: Overwrite = False
-
-    @field_validator("supernet")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        return registered("supernets", name)
 
     @field_validator("budget")
     @classmethod

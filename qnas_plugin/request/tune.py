@@ -20,7 +20,6 @@ from qnas_plugin.request.options import (
     Supernet,
     Table,
     Threads,
-    registered,
 )
 from qnas_plugin.study import storage_url
 
@@ -33,7 +32,7 @@ class TuneRequest(Request):
     """A search of a supernet, or of one ONNX model."""
 
     task: Annotated[str, Shown("Data")] = Field(
-        description="Task; list them with: qnas show tasks. For --model it is arrays when not given."
+        description="Task, see: qnas show tasks. For --model it is arrays when not given."
     )
     supernet: Supernet[str | None] = None
     checkpoint: Checkpoint[str | None] = None
@@ -87,7 +86,7 @@ class TuneRequest(Request):
         0.9, ge=0.5, lt=1, description="With which the selection examples must show that it loses no more."
     )
     algorithm: Annotated[str, Shown("Search")] = Field(
-        "linas", description="Search algorithm; list them with: qnas show algorithms."
+        "linas", description="Search algorithm, see: qnas show algorithms."
     )
     trials: Annotated[int, Shown("Search")] = Field(
         250, ge=1, description="Candidates to evaluate, those of a stopped run included."
@@ -204,11 +203,6 @@ class TuneRequest(Request):
         if address is not None and not re.fullmatch("[a-z]+://.+", address):
             raise UsageError(f"--cluster {quoted(address)}: write it like tcp://host:8786")
         return address
-
-    @field_validator("algorithm")
-    @classmethod
-    def _algorithm(cls, name: str) -> str:
-        return registered("search", name)
 
     @model_validator(mode="after")
     def _one_place(self) -> Self:
