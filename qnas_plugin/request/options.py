@@ -135,8 +135,10 @@ class Options(BaseModel):
         for each in errors:
             if each["type"] == "missing" or isinstance(each.get("ctx", {}).get("error"), MissingOptionsError):
                 continue
-            text = _PROBLEMS.get(each["type"], each["msg"]).format(**_words(each.get("ctx", {})))
-            return UsageError(f"{cls.option(str(each['loc'][0]))} {quoted(each['input'])}: {text}")
+            known = _PROBLEMS.get(each["type"])
+            text = known.format(**_words(each.get("ctx", {}))) if known else each["msg"]
+            option = cls.option(str(each["loc"][0])) if each["loc"] else "the options"
+            return UsageError(f"{option} {quoted(each['input'])}: {text}")
         found = [cls.option(str(each["loc"][0])) for each in errors if each["type"] == "missing"]
         return MissingOptionsError(list(dict.fromkeys([*cls.missing(given), *found])))
 
