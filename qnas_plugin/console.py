@@ -210,14 +210,8 @@ def retargeting(request: RetargetRequest) -> Retargeted:
     for column in ("key", "accuracy", "", "latency ms", "size MB"):
         shown.add_column(column, justify="right" if column not in ("key", "") else "left")
     for member in result.members:
-        metrics = member.metrics
-        shown.add_row(
-            member.candidate.key,
-            f"{metrics['accuracy']:.4f}",
-            member.accuracy,
-            f"{metrics['latency_ms']:.3f}",
-            f"{metrics['size_mb']:.2f}",
-        )
+        accuracy, latency, size = (member.metrics[name] for name in ("accuracy", "latency_ms", "size_mb"))
+        shown.add_row(member.candidate.key, f"{accuracy:.4f}", member.accuracy, f"{latency:.3f}", f"{size:.2f}")
     console.print(shown)
     for note in record["notes"]:
         console.print(f"[yellow]The latency table does not quite fit: {note}.[/yellow]")
