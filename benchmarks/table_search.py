@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from qnas_plugin.api import retarget
 from qnas_plugin.commands.loading import load
-from qnas_plugin.commands.retarget import retarget
 from qnas_plugin.commands.tune import tune
 from qnas_plugin.objectives import Losses, hypervolume, losses
 from qnas_plugin.request import TuneRequest

@@ -16,7 +16,7 @@ from rich.table import Table
 from qnas_plugin import registry
 from qnas_plugin.errors import OutputError, UnknownNameError
 from qnas_plugin.files import refuse_existing, write_bytes
-from qnas_plugin.request import ProfileRequest, TrainRequest, TuneRequest
+from qnas_plugin.request import ExportRequest, ProfileRequest, RetargetRequest, TrainRequest, TuneRequest
 
 if TYPE_CHECKING:
     from qnas_plugin.commands.profile import Progress as Profiled
@@ -200,43 +200,37 @@ def plotting(source: Path, out: Path | None) -> None:
     console.print(f"Wrote {path}")
 
 
-def retargeting(study: Path, hardware: str, *, out: Path | None, **options: Any) -> Retargeted:
+def retargeting(request: RetargetRequest) -> Retargeted:
     """Finds the Pareto set for another table and prints it."""
     from qnas_plugin.commands.retarget import retarget
 
-    result = retarget(study, hardware, out=out, on_stage=lambda text: console.print(f"[dim]{text}[/dim]"), **options)
+    result = retarget(request, on_stage=lambda text: console.print(f"[dim]{text}[/dim]"))
     record = result.record
     shown = Table(title=f"Pareto set for {record['hardware']['name']}, latency predicted", title_justify="left")
     for column in ("key", "accuracy", "", "latency ms", "size MB"):
         shown.add_column(column, justify="right" if column not in ("key", "") else "left")
     for member in result.members:
-        metrics = member.metrics
-        shown.add_row(
-            member.candidate.key,
-            f"{metrics['accuracy']:.4f}",
-            member.accuracy,
-            f"{metrics['latency_ms']:.3f}",
-            f"{metrics['size_mb']:.2f}",
-        )
+        accuracy, latency, size = (member.metrics[name] for name in ("accuracy", "latency_ms", "size_mb"))
+        shown.add_row(member.candidate.key, f"{accuracy:.4f}", member.accuracy, f"{latency:.3f}", f"{size:.2f}")
     console.print(shown)
     for note in record["notes"]:
         console.print(f"[yellow]The latency table does not quite fit: {note}.[/yellow]")
     console.print("Nothing here was tested on the selection part; verify a member before it is deployed.")
-    folder = out or study / "retarget" / record["hardware"]["name"]
+    folder = request.out or request.study / "retarget" / record["hardware"]["name"]
     console.print(
         f"From {record['trials']} stored trials and {record['evaluated']} new evaluations, in "
         f"{record['seconds']:.0f} s; the mean error of {record['table']['name']} is "
-        f"{record['table']['mean_error']:.1%}. Build a member with: qnas export --study {study} "
+        f"{record['table']['mean_error']:.1%}. Build a member with: qnas export --study {request.study} "
         f"--candidate {folder / 'candidates' / '<file>'}"
     )
     return result
 
 
-def exporting(study: Path, out: Path, **options: Any) -> None:
+def exporting(request: ExportRequest) -> None:
     """Writes one candidate and says where it is."""
     from qnas_plugin.commands.export import export
 
-    export(study, out, on_stage=console.print, **options)
+    export(request, on_stage=console.print)
 
 
 def olive_configuring(request: TuneRequest) -> None:

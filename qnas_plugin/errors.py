@@ -2,6 +2,7 @@
 
     QnasError
     ├── UsageError (ValueError)           an option, a limit or a configuration file is wrong
+    │   ├── MissingOptionsError           options that must be given are not
     │   └── UnknownNameError              a name that nothing is registered under
     ├── DataError (ValueError)            a data set is missing, malformed, or does not fit the model
     ├── CheckpointError (ValueError)      a checkpoint cannot be used as this supernet
@@ -22,7 +23,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 
@@ -32,6 +33,23 @@ class QnasError(Exception):
 
 class UsageError(QnasError, ValueError):
     """An option, a limit or a configuration file is wrong."""
+
+
+class MissingOptionsError(UsageError):
+    """Options that must be given are not.
+
+    Args:
+        options: All of them, as a sentence names them.
+    """
+
+    def __init__(self, options: Sequence[str]) -> None:
+        named = " and ".join(filter(None, (", ".join(options[:-1]), options[-1])))
+        super().__init__(f"{named} {'is' if len(options) == 1 and ' ' not in named else 'are'} missing")
+        self.options = tuple(options)
+
+    def __reduce__(self) -> tuple[type[MissingOptionsError], tuple[tuple[str, ...]]]:
+        """As workers send it: an exception is rebuilt from its message otherwise."""
+        return MissingOptionsError, (self.options,)
 
 
 class UnknownNameError(UsageError, LookupError):

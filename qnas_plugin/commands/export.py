@@ -12,64 +12,48 @@ from qnas_plugin.errors import OutputError, QnasError, StudyError, UsageError, d
 from qnas_plugin.files import make_folder, move_files
 from qnas_plugin.files.doors import read_json
 from qnas_plugin.files.locks import alone_in, scratch
-from qnas_plugin.request import TuneRequest
+from qnas_plugin.request import ExportRequest, TuneRequest
 from qnas_plugin.results.write import CANDIDATE_FILE, write_candidate
-from qnas_plugin.space import Candidate, Precision, SearchSpace, Value
+from qnas_plugin.space import Candidate, SearchSpace
 
 MODEL_FILE = "model.onnx"
 MADE_WITH = ("checkpoint", "processor", "data", "space")
 """What of a study's identity the bytes of its candidates follow from."""
 
 
-def export(
-    study: Path | str,
-    out: Path | str,
-    *,
-    key: str | None = None,
-    candidate: Path | str | Mapping[str, Value] | None = None,
-    precision: str = "searched",
-    overwrite: bool = False,
-    on_stage: Callable[[str], None] = lambda text: None,
-) -> Candidate:
+def export(asked: ExportRequest, on_stage: Callable[[str], None] = lambda text: None) -> Candidate:
     """Builds one candidate of a study's supernet and writes it with its files.
 
     Nothing is measured, so any machine will do. A folder that holds this very model is left as it is.
 
     Args:
-        study: The folder that ``tune`` wrote.
-        out: The folder for the model.
-        key: The key of a trial's candidate, or a beginning that only one has; None is the recommended member's.
-        candidate: A candidate, or a JSON file with one, instead of a key.
-        precision: ``searched``, or ``int8`` or ``fp32`` for all groups.
-        overwrite: Whether to replace another model in ``out``; what the study reads is never replaced.
+        asked: What is asked for.
         on_stage: Is told what happens.
 
     Raises:
-        UsageError: The study, key, file or precision is wrong, or ``out`` is the folder of the study's model.
+        UsageError: The study, key or file is wrong, or ``out`` is the folder of the study's model.
         StudyError: The checkpoint, the tokenizer or the data are not what the study was made with.
         CandidateError: The candidate cannot be built.
         OutputError: The folder holds another model, or cannot be written.
     """
-    study, out = Path(study), Path(out)
+    study, out, candidate = asked.study, asked.out, asked.candidate
     request = request_in(study)
-    if key is not None and candidate is not None:
+    if asked.key is not None and candidate is not None:
         raise UsageError("give --key or --candidate, not both")
     _check_apart(request, study, out)
     lab = load(request, measures=False)
     space = lab.network.space
     check_unchanged(study, request, {**lab.identity, "space": space.fingerprint}, MADE_WITH)
     if candidate is None:
-        values = _stored(study, key, space)
+        values = _stored(study, asked.key, space)
     else:
-        values = space.candidate(candidate) if isinstance(candidate, Mapping) else _read(Path(candidate), space)
-    if precision != "searched":
-        if precision not in list(Precision):
-            raise UsageError(f"--precision is searched, int8 or fp32; got '{precision}'")
+        values = space.candidate(candidate) if isinstance(candidate, Mapping) else _read(candidate, space)
+    if asked.precision != "searched":
         values = space.candidate(
-            {name: precision if name.startswith("precision.") else value for name, value in values.items()}
+            {name: asked.precision if name.startswith("precision.") else value for name, value in values.items()}
         )
     there = _model_in(out)
-    if there not in (None, values.key) and not overwrite:
+    if there not in (None, values.key) and not asked.overwrite:
         raise OutputError(f"{out} holds {there}; give another --out, or --overwrite to replace it")
     make_folder(out)
     with alone_in(out), scratch(out) as folder:
@@ -77,7 +61,7 @@ def export(
         if there == values.key and _same_model(folder, out):
             on_stage(f"Already finished: {out} holds this very model")
             return values
-        if there is not None and (out / MODEL_FILE).exists() and not overwrite:
+        if there is not None and (out / MODEL_FILE).exists() and not asked.overwrite:
             raise OutputError(f"{out} holds another model of this candidate; give another --out, or --overwrite")
         move_files(folder, out, last=MODEL_FILE)  # killed meanwhile, the same command goes on: the key is there first
     on_stage(f"Wrote {values.key} to {out / MODEL_FILE}")

@@ -30,7 +30,7 @@ from qnas_plugin.latency import table as latency_table
 from qnas_plugin.latency.table import Estimator
 from qnas_plugin.measure.belief import Beliefs, believed
 from qnas_plugin.objectives import losses, non_dominated
-from qnas_plugin.request import TuneRequest
+from qnas_plugin.request import RetargetRequest, TuneRequest
 from qnas_plugin.results.write import witness_record
 from qnas_plugin.search import ExactMetric, Problem
 from qnas_plugin.search.linas import PREDICTORS, predicted_front
@@ -82,67 +82,49 @@ class Retargeted:
         return pandas.DataFrame(rows).set_index("key")
 
 
-def retarget(
-    study: Path | str,
-    hardware: str,
-    *,
-    threads: int | None = None,
-    batch: int | None = None,
-    seq_len: int | None = None,
-    table: Path | str | None = None,
-    insist: bool = False,
-    evaluate: int = 0,
-    seed: int = 0,
-    out: Path | str | None = None,
-    on_stage: Callable[[str], None] = lambda text: None,
-) -> Retargeted:
+def retarget(asked: RetargetRequest, on_stage: Callable[[str], None] = lambda text: None) -> Retargeted:
     """Finds the Pareto set of another SKU or setting and writes ``retarget.json`` and a file for each candidate.
 
     Args:
-        study: The folder that ``tune`` wrote.
-        hardware: A hardware profile, or ``auto``.
-        threads, batch, seq_len: Replace the profile's runtime setting; None keeps it.
-        table: A file instead of the table that is found.
-        insist: Whether to take a table that does not fit; the result says so.
-        evaluate: New accuracy evaluations to spend.
-        seed: Of the search on predictions.
-        out: The folder for the result; None is ``retarget/<hardware>`` in the study.
+        asked: What is asked for.
         on_stage: Is told what begins.
 
     Raises:
         QnasError: The study or the table cannot be used.
     """
     began = time.monotonic()
-    study = Path(study)
+    study = asked.study
     request = request_in(study)
     if "latency_ms" not in request.objectives:
         raise UsageError(f"{study} was not searched for latency, but for {', '.join(request.objectives)}")
-    profile = match(detect()) if hardware == "auto" else load_profile(hardware)
+    profile = match(detect()) if asked.hardware == "auto" else load_profile(asked.hardware)
     on_stage("Loading the supernet, the table and the stored trials")
     if request.supernet is None:
         raise UsageError(f"{study} searched one ONNX model; latency tables, which retarget takes, are of supernets")
     supernet: Supernet = load_network(request)
-    length = seq_len or request.seq_len or request.max_length
-    asked = {"threads": threads, "batch_size": batch, "sequence_length": length}
-    setting = profile.runtime.model_copy(update={name: value for name, value in asked.items() if value is not None})
+    length = asked.seq_len or request.seq_len or request.max_length
+    changed = {"threads": asked.threads, "batch_size": asked.batch, "sequence_length": length}
+    setting = profile.runtime.model_copy(update={name: value for name, value in changed.items() if value is not None})
     setting = latency_table.setting_of(supernet.example(setting), setting)
     about = (request.supernet, supernet.shape, profile.name, setting)
-    used = latency_table.load(Path(table)) if table else latency_table.find(*about)
+    used = latency_table.load(asked.table) if asked.table else latency_table.find(*about)
     against = latency_table.check(used, *about)
-    latency_table.accept(used, against, insist=insist)
-    known = _Known(supernet, request, Estimator(used, supernet), seed)
+    latency_table.accept(used, against, insist=asked.insist)
+    known = _Known(supernet, request, Estimator(used, supernet), asked.seed)
     known.read(study)
     on_stage("Searching on predicted accuracy and the table's latency")
     members = known.pareto_set()
     failed = 0
-    if evaluate:
-        chosen = known.uncertain([member.candidate for member in members if member.accuracy == "predicted"], evaluate)
+    if asked.evaluate:
+        chosen = known.uncertain(
+            [member.candidate for member in members if member.accuracy == "predicted"], asked.evaluate
+        )
         on_stage(f"Evaluating {len(chosen)} candidates")
         lab = load(request, measures=False)
         check_unchanged(study, request, lab.identity, ("data", "processor", "max_length", "metric"))
         failed = known.evaluate(lab, chosen)
         members = known.pareto_set()
-    folder = Path(out) if out else study / "retarget" / profile.name
+    folder = asked.out or study / "retarget" / profile.name
     record = {
         "schema_version": SCHEMA_VERSION,
         "study": study.name,

@@ -12,16 +12,18 @@ from typing import Any, NoReturn
 import typer.main
 
 from qnas_plugin import cli
+from qnas_plugin.request.command_line import HEADINGS, names
 
 
 def add_options(parser: ArgumentParser) -> None:
     """Gives a parser the help text and the options of the command that its name ends with."""
     command = _command(parser.prog.split()[-1])
     parser.description = command.help
+    groups = {heading: parser.add_argument_group(heading) for heading in HEADINGS}
     for option in command.params:
         if "--help" in option.opts:
             continue
-        text = option.help.replace("%", "%%")
+        text = option.help.replace("%", "%%") + names(option.name)
         if isinstance(option.show_default, str):
             text += f" [default: {option.show_default}]"
         settings: dict[str, Any] = {"dest": option.name, "default": None, "help": text}
@@ -34,7 +36,7 @@ def add_options(parser: ArgumentParser) -> None:
                 settings["action"] = "append"
             if option.nargs > 1:
                 settings["nargs"], settings["metavar"] = option.nargs, tuple(option.metavar.split())
-        parser.add_argument(*option.opts, **settings)
+        groups[option.rich_help_panel or HEADINGS[-1]].add_argument(*option.opts, **settings)
 
 
 def run(name: str, given: Namespace) -> NoReturn:
@@ -48,7 +50,7 @@ def run(name: str, given: Namespace) -> NoReturn:
                 arguments.append(option.opts[0])
             elif one not in (None, False):
                 arguments += [option.opts[0], *(one if option.nargs > 1 else [one])]
-    cli.main(arguments)
+    cli.main(arguments, "optimum-cli")
     raise SystemExit(0)
 
 

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from qnas_plugin.commands.export import export
-from qnas_plugin.commands.retarget import retarget
+from qnas_plugin.api import export, retarget
 from qnas_plugin.errors import OutputError, StudyError, UsageError
 from qnas_plugin.latency import table as latency_table
 from qnas_plugin.request import TuneRequest

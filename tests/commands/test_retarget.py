@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from qnas_plugin.commands.retarget import retarget
+from qnas_plugin.api import retarget
 from qnas_plugin.commands.tune import tune
 from qnas_plugin.errors import HardwareError, LatencyTableError, StudyError, UsageError
 from qnas_plugin.latency import table as latency_table

@@ -54,6 +54,8 @@ def test_help_has_each_option_with_its_text(name: str) -> None:
     assert (shown.returncode, shown.stderr) == (0, "")
     words = "".join(shown.stdout.split()).replace("-", "")
     command: Any = typer.main.get_command(cli.app)
+    assert "\nWhat:\n" in shown.stdout
+    assert "\nHardware:\n" in shown.stdout
     for option in command.commands[name].params:
         for text in (*option.opts, option.help if option.name != "help" else ""):
             assert "".join(text.split()).replace("-", "") in words
@@ -80,7 +82,7 @@ def test_help_loads_nothing_heavy() -> None:
 )
 def test_run_hands_back_what_was_given(name: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     handed: list[list[str]] = []
-    monkeypatch.setattr(cli, "main", handed.append)
+    monkeypatch.setattr(cli, "main", lambda given, program: handed.append(given))
     parser = ArgumentParser(prog=f"optimum-cli {name}")
     add_options(parser)
     with pytest.raises(SystemExit) as stop:
@@ -102,9 +104,9 @@ def test_run_hands_back_what_was_given(name: str, arguments: list[str], monkeypa
             "no file or folder 'd.npz'",
         ),
         (["tune", "-m", "nowhere", "--data", "d", "--out", "OUT"], 2, "'nowhere' is no ONNX file, no folder with one"),
-        (["retarget"], 2, "the following arguments are required: --study, --hardware"),
+        (["retarget"], 2, "--study and --hardware are missing; see: optimum-cli retarget --help"),
         (["profile"], 2, "give one of --detect"),
-        (["tune", "--trials", "many"], 2, "'--trials'"),
+        (["tune", "--trials", "many"], 2, "--trials 'many': it must be a whole number"),
     ],
 )
 def test_exit_codes_are_those_of_qnas(
