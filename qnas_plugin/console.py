@@ -375,7 +375,7 @@ def _table(result: Result) -> Table:
     )
     table.add_column("", no_wrap=True, min_width=17)
     data = result.record["data"]
-    unit = "points" if data["points"] else "difference"
+    unit = "points" if data["points"] else "change"
     for name in (called("accuracy", data["metric"]), "latency ms", "size MB", "faster", "smaller", unit):
         table.add_column(name, justify="right", min_width=max(map(len, name.split())))
 

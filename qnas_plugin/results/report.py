@@ -58,7 +58,7 @@ def _units(record: Mapping[str, Any]) -> dict[str, Any]:
             "difference": lambda value: f"{100 * value:+.2f}",
             "amount": lambda value: f"{100 * value:.2f} points",
         }
-    return {"unit": "difference", "difference": lambda value: f"{value:+.4g}", "amount": lambda value: f"{value:.4g}"}
+    return {"unit": "change", "difference": lambda value: f"{value:+.4g}", "amount": lambda value: f"{value:.4g}"}
 
 
 def _test(record: Mapping[str, Any]) -> str:
