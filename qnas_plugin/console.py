@@ -69,7 +69,7 @@ def tuning(request: TuneRequest) -> Result:
         task = bar.add_task("Searching", total=request.trials, best="", visible=False)
 
         def on_progress(searched: Searched) -> None:
-            best = "  ".join(f"{name} {value:.4g}" for name, value in searched.best.items())
+            best = "  ".join(f"{called(name, searched.metric)} {value:.4g}" for name, value in searched.best.items())
             volume = f"  hypervolume {searched.hypervolume:.4f}" if searched.hypervolume is not None else ""
             bar.update(task, completed=searched.done, best=f"best: {best}{volume}", visible=True)
             _say_tenths(searched.done, searched.total, f"best: {best}{volume}")
@@ -207,7 +207,7 @@ def retargeting(request: RetargetRequest) -> Retargeted:
     result = retarget(request, on_stage=lambda text: console.print(f"[dim]{text}[/dim]"))
     record = result.record
     shown = Table(title=f"Pareto set for {record['hardware']['name']}, latency predicted", title_justify="left")
-    for column in ("key", "accuracy", "", "latency ms", "size MB"):
+    for column in ("key", called("accuracy", record["metric"]), "", "latency ms", "size MB"):
         shown.add_column(column, justify="right" if column not in ("key", "") else "left")
     for member in result.members:
         accuracy, latency, size = (member.metrics[name] for name in ("accuracy", "latency_ms", "size_mb"))
@@ -353,6 +353,11 @@ def _latency_notes(latency: Mapping[str, Any]) -> list[str]:
     return notes
 
 
+def called(objective: str, metric: str) -> str:
+    """What people read for an objective: for accuracy the name of the metric, of a user's without its module."""
+    return metric.rpartition(":")[2] if objective == "accuracy" else objective
+
+
 def _table(result: Result) -> Table:
     predicted = result.record["latency"]["verified"] == "predicted"
     against: str = result.record["request"]["against"]
@@ -363,8 +368,13 @@ def _table(result: Result) -> Table:
         box=box.SIMPLE,
     )
     table.add_column("", no_wrap=True, min_width=17)
-    for name in ("accuracy", "latency ms", "size MB", "faster", "smaller", "points"):
+    data = result.record["data"]
+    unit = "points" if data["points"] else "change"
+    for name in (called("accuracy", data["metric"]), "latency ms", "size MB", "faster", "smaller", unit):
         table.add_column(name, justify="right", min_width=max(map(len, name.split())))
+
+    def difference(value: float) -> str:
+        return f"{100 * value:+.2f}" if data["points"] else f"{value:+.4g}"
 
     def row(member: Member) -> None:
         metrics, ratio = member.report, member.against.get(f"largest-{against}")
@@ -372,7 +382,7 @@ def _table(result: Result) -> Table:
             [
                 f"{ratio['latency_ratio']:.2f}x",
                 f"{ratio['size_ratio']:.2f}x",
-                f"{100 * ratio['accuracy_difference']:+.2f}",
+                difference(ratio["accuracy_difference"]),
             ]
             if ratio
             else ["", "", ""]

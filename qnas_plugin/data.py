@@ -6,10 +6,13 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import torch
 
 Inputs = Mapping[str, npt.NDArray[Any]]
 """Model inputs by their ONNX name; the first axis of each array is the batch."""
@@ -80,6 +83,19 @@ class SplitSizes:
 
 
 @dataclass(frozen=True)
+class Losses:
+    """What training minimises, given by the task: only it knows which axis of its logits is that of the classes.
+
+    Args:
+        labels: Logits ``(b, ...)`` and labels ``(b, ...)`` of a batch to a scalar.
+        teacher: Logits and those of a teacher, of one shape, to a scalar.
+    """
+
+    labels: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    teacher: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
 class Dataset:
     """A data set in five disjoint parts. The split depends on the data and the sizes alone, never on a seed.
 
@@ -94,6 +110,7 @@ class Dataset:
         metric: The name of the metric, see ``qnas_plugin.measure.metrics``.
         fingerprint: Twelve hexadecimal digits of the content of all parts.
         source: Where the data came from, for people.
+        losses: What training on it minimises; None where nothing is trained on it.
     """
 
     train: Examples
@@ -105,6 +122,7 @@ class Dataset:
     metric: str
     fingerprint: str
     source: str
+    losses: Losses | None = None
 
 
 class Processor(Protocol):

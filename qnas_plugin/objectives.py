@@ -16,12 +16,20 @@ from qnas_plugin.errors import UnknownNameError, UsageError
 Losses = npt.NDArray[np.float64]
 """Objective values turned so that less is better, shape ``(m, k)`` for ``m`` candidates and ``k`` objectives."""
 
-METRICS: dict[str, Literal["maximize", "minimize"]] = {
+Direction = Literal["maximize", "minimize"]
+
+Objectives = Sequence[str] | Mapping[str, Direction]
+"""Names of metrics, in their order; with their directions where these are not the usual ones."""
+
+METRICS: dict[str, Direction] = {
     "accuracy": "maximize",
     "latency_ms": "minimize",
     "size_mb": "minimize",
 }
-"""The metrics that can be objectives or limited, with the direction in which each gets better."""
+"""The metrics that can be objectives or limited, with the usual direction in which each gets better.
+
+What stands as accuracy may get better the other way: see `directed`.
+"""
 
 
 @dataclass(frozen=True)
@@ -88,7 +96,12 @@ def check_objectives(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def losses(metrics: Sequence[Mapping[str, float]], objectives: Sequence[str]) -> Losses:
+def directed(names: Sequence[str], accuracy: Direction) -> Mapping[str, Direction]:
+    """Objectives with their directions; that of accuracy is the metric's that stands as accuracy."""
+    return {name: accuracy if name == "accuracy" else METRICS[name] for name in names}
+
+
+def losses(metrics: Sequence[Mapping[str, float]], objectives: Objectives) -> Losses:
     """The metrics of ``m`` candidates as an ``(m, k)`` array in which less is better."""
     values = np.array([[row[name] for name in objectives] for row in metrics], dtype=np.float64)
     return values.reshape(-1, len(objectives)) * signs(objectives)
@@ -100,12 +113,18 @@ def violations(metrics: Sequence[Mapping[str, float]], limits: Sequence[Limit]) 
     return values.reshape(len(metrics), len(limits))
 
 
-def signs(objectives: Sequence[str]) -> Losses:
+def signs(objectives: Objectives) -> Losses:
     """+1 for an objective that is minimised and -1 for one that is maximised, shape ``(k,)``.
 
     A name that is not among the metrics is that of a loss: Optuna's studies have objectives of their own.
     """
-    return np.array([1.0 if METRICS.get(name, "minimize") == "minimize" else -1.0 for name in objectives])
+    known: Mapping[str, Direction] = objectives if isinstance(objectives, Mapping) else METRICS
+    return np.array([sign(known.get(name, "minimize")) for name in objectives])
+
+
+def sign(direction: Direction) -> float:
+    """+1 for what is minimised and -1 for what is maximised."""
+    return 1.0 if direction == "minimize" else -1.0
 
 
 def non_dominated(points: Losses) -> npt.NDArray[np.bool_]:

@@ -27,14 +27,23 @@ def load_function(name: str) -> Any:
     Raises:
         UsageError: There is no such module or function, or the module fails or never ends.
     """
-    module, _, function = name.partition(":")
-    here = str(Path.cwd())
-    if here not in sys.path:  # the qnas command starts without it, python -m with it
-        sys.path.append(here)
-    found = call(lambda: getattr(importlib.import_module(module), function), UsageError, f"cannot import '{name}'")
+    found = load_named(name)
     if not callable(found):
         raise UsageError(f"'{name}' is no function, but {type(found).__name__}")
     return found
+
+
+def load_named(name: str) -> Any:
+    """What ``module:name`` is, a function or something else.
+
+    Raises:
+        UsageError: There is no such module or name, or the module fails or never ends.
+    """
+    module, _, attribute = name.partition(":")
+    here = str(Path.cwd())
+    if here not in sys.path:  # the qnas command starts without it, python -m with it
+        sys.path.append(here)
+    return call(lambda: getattr(importlib.import_module(module), attribute), UsageError, f"cannot import '{name}'")
 
 
 def call(function: Callable[[], Result], error: type[QnasError], problem: str) -> Result:

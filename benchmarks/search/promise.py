@@ -31,6 +31,7 @@ from benchmarks.search.spaces import SOFT, SPACES, Recorded
 from qnas_plugin import predictors
 from qnas_plugin.measure.witness import Corrected, corrected, halvings
 from qnas_plugin.results import selection
+from qnas_plugin.results.statistics import Paired
 from qnas_plugin.space import Precision
 
 Floats = npt.NDArray[np.float64]
@@ -162,7 +163,7 @@ class Study:
         chain = selection.plan(accuracies, self.gains)
         return selection.pick(
             chain,
-            lambda i: right[i, self.selection] - reference,
+            lambda i: Paired(right[i, self.selection] - reference),
             self.gains,
             allowed=allowed,
             confidence=confidence,

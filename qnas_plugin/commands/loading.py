@@ -20,6 +20,9 @@ from qnas_plugin.request import TuneRequest
 from qnas_plugin.space import Precision
 from qnas_plugin.supernets import Network, Supernet, check_labels, check_trained
 
+USUAL_METRICS = ("accuracy", "cosine")
+"""Those that tasks here have; a study's identity names others."""
+
 
 def load(request: TuneRequest, *, measures: bool = True) -> Lab:
     """Loads what a request names.
@@ -76,8 +79,8 @@ def assemble(
         "hardware": profile.name,
         "setting": str(setting),
     }
-    if request.metric:
-        identity["metric"] = request.metric
+    if request.metric or dataset.metric not in USUAL_METRICS:
+        identity["metric"] = dataset.metric
     if estimator:
         identity["latency"] = f"table of {estimator.table.created}"
     else:

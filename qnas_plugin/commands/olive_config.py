@@ -9,6 +9,8 @@ from typing import Any
 
 from qnas_plugin.errors import UsageError
 from qnas_plugin.files import make_folder, write_bytes, write_json
+from qnas_plugin.measure.metrics import load as load_metric
+from qnas_plugin.objectives import directed
 from qnas_plugin.quantizers.formats import DEFAULT
 from qnas_plugin.request import TuneRequest
 from qnas_plugin.supernets.onnx_file import onnx_model
@@ -76,9 +78,10 @@ def _run(request: TuneRequest, options: dict[str, Any], groups: int) -> dict[str
         "support": list(request.precision or DEFAULT),
     }
     metrics = []
+    directions = directed(request.objectives, load_metric(request.metric or "accuracy").direction)
     for priority, objective in enumerate(request.objectives, 1):
         metric = _METRICS[objective]
-        ranked = {"priority": priority, "higher_is_better": objective == "accuracy"}
+        ranked = {"priority": priority, "higher_is_better": directions[objective] == "maximize"}
         metrics.append({**metric, "sub_types": [{**part, **ranked} for part in metric["sub_types"]]})
     return {
         "input_model": {"type": "OnnxModel", "model_path": request.model},

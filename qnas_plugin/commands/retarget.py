@@ -29,7 +29,8 @@ from qnas_plugin.hardware.machine import detect
 from qnas_plugin.latency import table as latency_table
 from qnas_plugin.latency.table import Estimator
 from qnas_plugin.measure.belief import Beliefs, believed
-from qnas_plugin.objectives import losses, non_dominated
+from qnas_plugin.measure.metrics import load as load_metric
+from qnas_plugin.objectives import directed, losses, non_dominated, signs
 from qnas_plugin.request import RetargetRequest, TuneRequest
 from qnas_plugin.results.write import witness_record
 from qnas_plugin.search import ExactMetric, Problem
@@ -133,6 +134,7 @@ def retarget(asked: RetargetRequest, on_stage: Callable[[str], None] = lambda te
         "table": {"name": str(used), "created": used.created, **used.fidelity.errors.model_dump()},
         "notes": against,
         "objectives": list(request.objectives),
+        "metric": known.metric,
         "trials": known.stored,
         "evaluated": len(known.known) - known.stored,
         "witness": witness_record(known.beliefs.accuracy),
@@ -181,11 +183,17 @@ class _Known:
         self.genes: list[Genes] = []
         self.known: list[Evaluation] = []
         self.stored, self.overhead_mb = 0, 0.0
+        self.metric = "accuracy"
+
+    @property
+    def problem(self) -> Problem:
+        """What is searched on predictions."""
         exact: dict[str, ExactMetric] = {
-            "latency_ms": estimator,
-            "size_mb": lambda genes: supernet.weight_mb(genes) + self.overhead_mb,
+            "latency_ms": self.estimator,
+            "size_mb": lambda genes: self.supernet.weight_mb(genes) + self.overhead_mb,
         }
-        self.problem = Problem(supernet.space, request.objectives, request.parsed_limits, exact=exact)
+        objectives = directed(self.request.objectives, load_metric(self.metric).direction)
+        return Problem(self.supernet.space, objectives, self.request.parsed_limits, exact=exact)
 
     def read(self, folder: Path) -> None:
         """Takes the trials that a study stored.
@@ -193,7 +201,9 @@ class _Known:
         Raises:
             StudyError: There are too few, or they are of another checkpoint.
         """
-        for trial in trials_in(folder, self.request, self.supernet)[1]:
+        identity, trials = trials_in(folder, self.request, self.supernet)
+        self.metric = identity.get("metric", self.metric)
+        for trial in trials:
             self._add(trial.candidate, trial)
         self.stored = len(self.known)
         if self.stored < 3:
@@ -203,19 +213,19 @@ class _Known:
 
     def pareto_set(self) -> tuple[Member, ...]:
         """Best of what was measured and what is predicted, fastest first."""
-        space, rng = self.supernet.space, np.random.default_rng(self.seed)
+        space, rng, problem = self.supernet.space, np.random.default_rng(self.seed), self.problem
         genes, metrics = np.array(self.genes), self.beliefs.metrics
-        predicted, values = predicted_front(self.problem, genes, metrics, rng)
-        accuracy = -values[:, self.request.objectives.index("accuracy")]
+        predicted, values = predicted_front(problem, genes, metrics, rng)
+        accuracy = (values * signs(problem.objectives))[:, self.request.objectives.index("accuracy")]
         measured = {row.tobytes() for row in genes}
         new = [i for i, row in enumerate(predicted) if row.tobytes() not in measured]
         everything = np.concatenate([genes, predicted[new]])
         columns = {
             "accuracy": np.concatenate([[row["accuracy"] for row in metrics], accuracy[new]]),
-            **{name: exact(everything) for name, exact in self.problem.exact.items()},
+            **{name: exact(everything) for name, exact in problem.exact.items()},
         }
         rows = [dict(zip(columns, row, strict=True)) for row in np.column_stack(list(columns.values())).tolist()]
-        kept = np.flatnonzero(non_dominated(losses(rows, self.request.objectives)))
+        kept = np.flatnonzero(non_dominated(losses(rows, problem.objectives)))
         return tuple(
             Member(space.decode(everything[i]), rows[i], "measured" if i < len(genes) else "predicted")
             for i in sorted(kept.tolist(), key=lambda i: rows[i]["latency_ms"])

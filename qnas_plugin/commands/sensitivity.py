@@ -19,6 +19,7 @@ from qnas_plugin.files.doors import opened
 from qnas_plugin.files.locks import alone_in, scratch
 from qnas_plugin.measure.belief import SOFT
 from qnas_plugin.measure.metrics import Scored
+from qnas_plugin.objectives import sign
 from qnas_plugin.request import TuneRequest
 from qnas_plugin.space import Candidate, Precision
 
@@ -63,7 +64,7 @@ def sensitivity(
         changes = []
         for done, (variable, choice, candidate) in enumerate(single, 1):
             scored = known.get(lab, candidate, folder)
-            difference = _of(scored)[0] - base
+            difference = (_of(scored)[0] - base) * (1 if name == SOFT else -sign(lab.metric.direction))
             whole = known.get(lab, centre, folder)
             changes.append(
                 Change(

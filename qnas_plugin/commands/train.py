@@ -18,6 +18,7 @@ from qnas_plugin.errors import CheckpointError, OutputError, UsageError
 from qnas_plugin.files import make_folder, move_files
 from qnas_plugin.files.locks import alone_in, scratch
 from qnas_plugin.hardware import machine
+from qnas_plugin.measure.metrics import load as load_metric
 from qnas_plugin.request import TrainRequest
 from qnas_plugin.space import Precision
 from qnas_plugin.supernets import Elastic, Supernet, check_labels, check_trained
@@ -120,6 +121,7 @@ class _Loaded:
             return None
         seconds = time.monotonic() - began
         on_stage("Measuring accuracy")
+        metric = load_metric(dataset.metric)
         smallest = supernet.cut(supernet.space.corner("smallest", Precision.FP32))
         supernet.training = {
             "request": request.model_dump(mode="json"),
@@ -128,9 +130,9 @@ class _Loaded:
             "seconds_in_last_run": seconds,
             "data": dataset.fingerprint,
             "accuracy": {
-                "largest_search": instatune.accuracy(supernet, None, dataset.search, processor),
+                "largest_search": instatune.accuracy(supernet, None, dataset.search, processor, metric=metric),
                 "smallest_search": instatune.accuracy(
-                    supernet, smallest, dataset.search, processor, statistics=dataset.calibration
+                    supernet, smallest, dataset.search, processor, metric=metric, statistics=dataset.calibration
                 ),
             },
         }

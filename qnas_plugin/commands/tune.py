@@ -7,8 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from qnas_plugin import data, registry
 from qnas_plugin.commands.loading import load
 from qnas_plugin.commands.study_folder import study_in
@@ -17,7 +15,7 @@ from qnas_plugin.evaluate.lab import Lab
 from qnas_plugin.files import make_folder
 from qnas_plugin.files.locks import alone_in, scratch
 from qnas_plugin.hardware.machine import described
-from qnas_plugin.objectives import hypervolume, losses, signs
+from qnas_plugin.objectives import Objectives, directed, hypervolume, losses, signs
 from qnas_plugin.request import TuneRequest
 from qnas_plugin.results.member import Result
 from qnas_plugin.results.verify import verify
@@ -62,6 +60,7 @@ class Progress:
     hypervolume: float | None
     best: Mapping[str, float]
     seconds: float
+    metric: str = "accuracy"
 
 
 def tune(
@@ -95,7 +94,12 @@ def tune(
     with (
         alone_in(request.out),
         Study.open(
-            storage, space, request.objectives, identity=lab.identity, limits=request.parsed_limits, name=name
+            storage,
+            space,
+            directed(request.objectives, lab.metric.direction),
+            identity=lab.identity,
+            limits=request.parsed_limits,
+            name=name,
         ) as study,
     ):
         request.write(request.out / "request.toml")
@@ -165,7 +169,8 @@ def _search(
     exact: dict[str, ExactMetric] = {"size_mb": lambda genes: supernet.weight_mb(genes) + overhead_mb}
     if lab.estimator is not None:
         exact["latency_ms"] = lab.estimator
-    problem = Problem(supernet.space, request.objectives, request.parsed_limits, exact=exact)
+    objectives = directed(request.objectives, lab.metric.direction)
+    problem = Problem(supernet.space, objectives, request.parsed_limits, exact=exact)
     algorithm: Algorithm = registry.load("search", request.algorithm).create(
         problem, seed=request.seed, population=min(request.population, request.trials)
     )
@@ -183,9 +188,10 @@ def _search(
                 len(trials),
                 request.trials,
                 resumed,
-                _covered(metrics, request.objectives, request.population),
-                _best(metrics, request.objectives),
+                _covered(metrics, objectives, lab.metric.ideal, request.population),
+                _best(metrics, objectives),
                 time.monotonic() - began,
+                lab.dataset.metric,
             )
         )
 
@@ -217,20 +223,23 @@ def _search(
         raise StudyError(f"all {len(trials)} trials failed; the first with: {trials[0].error}")
 
 
-def _covered(metrics: Sequence[Mapping[str, float]], objectives: Sequence[str], first: int) -> float | None:
-    """The hypervolume as a share of the box from the ideal (accuracy 1, others 0) to the worst of the first trials.
+def _covered(
+    metrics: Sequence[Mapping[str, float]], objectives: Objectives, accuracy: float, first: int
+) -> float | None:
+    """The hypervolume as a share of the box from the ideal (of accuracy its own, else 0) to the worst of the first.
 
     None where there is no box: before a trial, and while all of them are perfect.
     """
     points = losses(metrics, objectives)
     if not len(points):
         return None
-    worst, ideal = points[:first].max(axis=0), np.minimum(signs(objectives), 0.0)
+    ideal = signs(objectives) * [accuracy if name == "accuracy" else 0.0 for name in objectives]
+    worst = points[:first].max(axis=0)
     box = float((worst - ideal).prod())
     return hypervolume(points, worst) / box if box else None
 
 
-def _best(metrics: Sequence[Mapping[str, float]], objectives: Sequence[str]) -> dict[str, float]:
+def _best(metrics: Sequence[Mapping[str, float]], objectives: Objectives) -> dict[str, float]:
     if not metrics:
         return {}
     points = losses(metrics, objectives)

@@ -30,10 +30,11 @@ from qnas_plugin.errors import OutputError
 from qnas_plugin.hardware import RuntimeSetting
 from qnas_plugin.hardware.machine import described, detect
 from qnas_plugin.hardware.turns import between_measurements
-from qnas_plugin.measure.accuracy import scores, size_mb
+from qnas_plugin.measure.accuracy import Runs, scores, size_mb
 from qnas_plugin.measure.belief import RATIO, SOFT, Halves
 from qnas_plugin.measure.latency import Latency, disturbed, time_models
-from qnas_plugin.measure.metrics import REFERENCE, Scored, Scorer, standard_error
+from qnas_plugin.measure.metrics import Scored, Scorer, standard_error
+from qnas_plugin.measure.metrics.references import References
 from qnas_plugin.quantizers import range_cache
 from qnas_plugin.quantizers.formats import CHANNELS, FORMATS
 from qnas_plugin.quantizers.neural_compressor import Quantized
@@ -97,13 +98,16 @@ class Bench:
 
     def packed(self) -> Bench:
         """The same without what it has in memory for later, and with all data encoded: to be sent elsewhere."""
-        return replace(self, search=list(self.search))
+        search, targets = list(self.search), self.scorer.targets
+        if isinstance(targets, References) and isinstance(targets.runs, Runs):
+            targets = References(replace(targets.runs, batches=search))
+        return replace(self, search=search, scorer=replace(self.scorer, targets=targets))
 
     @cached_property
     def fingerprint(self) -> str:
         """Sixteen hexadecimal digits of the content."""
         arrays = dict(self.timing_inputs) | _named(self.search)
-        if self.scorer.metric not in REFERENCE:  # what the FP32 model gives follows from the rest
+        if not isinstance(self.scorer.targets, References):  # what the FP32 model gives follows from the rest
             arrays["labels"] = np.asarray(self.scorer.targets)
         return _digest(f"{self._source} {self.setting} {self.scorer.metric}".encode(), arrays)[:16]
 

@@ -23,9 +23,12 @@ from qnas_plugin.hardware import HardwareProfile, RuntimeSetting
 from qnas_plugin.hardware.machine import detect
 from qnas_plugin.hardware.turns import between_measurements
 from qnas_plugin.latency.table import Estimator
-from qnas_plugin.measure.accuracy import run, scores
+from qnas_plugin.measure import metrics
+from qnas_plugin.measure.accuracy import Runs, run, scores
 from qnas_plugin.measure.latency import Latency, time_models
-from qnas_plugin.measure.metrics import REFERENCE, Scored, Scorer, references
+from qnas_plugin.measure.metrics import Scored, Scorer
+from qnas_plugin.measure.metrics.metric import Metric
+from qnas_plugin.measure.metrics.references import References
 from qnas_plugin.quantizers import kernels
 from qnas_plugin.quantizers.outliers import Outlier
 from qnas_plugin.space import Candidate, Precision
@@ -76,6 +79,11 @@ class Lab:
     def timed(self) -> bool:
         """Whether verified latencies are measured; otherwise they are the table's."""
         return self.here or self.timer is not None
+
+    @property
+    def metric(self) -> Metric:
+        """What stands as accuracy."""
+        return metrics.load(self.dataset.metric)
 
     @cached_property
     def graph(self) -> Graph:
@@ -238,12 +246,13 @@ class Lab:
 
     def _scorer(self, examples: Examples, batches: Sequence[Batch]) -> Scorer:
         """The metric with the labels, or with what the whole FP32 network gives."""
-        if self.dataset.metric not in REFERENCE:
+        if not self.metric.of_reference:
             return Scorer(self.dataset.metric, examples.labels)
         whole = self.network.cut(self.network.space.corner("largest", Precision.FP32))
+        found = References(Runs(self.graph, whole, batches, detect().usable_cores))
         with between_measurements():
-            runs = run(subnet(self.graph, whole), batches, threads=detect().usable_cores)
-            return Scorer(self.dataset.metric, references([(batch.positions, outputs) for batch, outputs in runs]))
+            found.make()
+        return Scorer(self.dataset.metric, found)
 
 
 def _not_finite(values: npt.NDArray[Any]) -> float | None:

@@ -6,16 +6,20 @@ import contextlib
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
+from qnas_plugin.build.graph import Cut, Graph
 from qnas_plugin.build.shared_model import BESIDE, Outline, is_large
+from qnas_plugin.build.slice import subnet
 from qnas_plugin.data import Batch
-from qnas_plugin.errors import MeasurementError, door
-from qnas_plugin.measure.metrics import Outputs, Scored, Scorer
+from qnas_plugin.errors import MeasurementError, UsageError, door
+from qnas_plugin.measure.metrics import Scored, Scorer
+from qnas_plugin.measure.metrics.metric import Outputs
 from qnas_plugin.runtimes import onnxruntime as runtime
 
 SILENT_SECONDS = 900.0
@@ -26,7 +30,8 @@ def scores(model: Path, batches: Iterable[Batch], scorer: Scorer, *, threads: in
     """The scores of all examples, in the order of the data set.
 
     Raises:
-        MeasurementError: The model cannot be run on the batches, or gives a number that is not finite.
+        MeasurementError: The model cannot be run on the batches, or gives a number that is not finite, or the metric
+            is not finite.
         UsageError: The metric does not fit the outputs.
     """
     positions: list[npt.NDArray[np.int64]] = []
@@ -37,11 +42,16 @@ def scores(model: Path, batches: Iterable[Batch], scorer: Scorer, *, threads: in
             if isinstance(values, np.ndarray) and values.dtype.kind == "f" and not np.isfinite(values).all():
                 raise MeasurementError(f"'{model.name}' gives {name} that are not finite")
         positions.append(batch.positions)
-        parts.append(scorer(outputs, batch.positions))
+        parts.append(scorer.statistics(outputs, batch.positions))
         if (probabilities := scorer.soft(outputs, batch.positions)) is not None:
             soft.append(probabilities)
     places = np.argsort(np.concatenate(positions))
-    return Scored(np.concatenate(parts)[places], np.concatenate(soft)[places] if soft else None)
+    if len({part.shape[1] for part in parts}) > 1:
+        raise UsageError(f"the metric '{scorer.metric}' gives other numbers of statistics for some examples")
+    found = scorer.scores(np.concatenate(parts)[places])
+    if not np.isfinite(found).all():
+        raise MeasurementError(f"the {scorer.metric} of '{model.name}' is not finite")
+    return Scored(found, np.concatenate(soft)[places] if soft else None)
 
 
 def run(model: Path | Outline, batches: Iterable[Batch], *, threads: int) -> Iterator[tuple[Batch, Outputs]]:
@@ -62,6 +72,27 @@ def run(model: Path | Outline, batches: Iterable[Batch], *, threads: int) -> Ite
             with _running(name), _limited(name) as options:
                 values = session.run(names, runtime.feed(session, batch.inputs), options)
             yield batch, dict(zip(names, values, strict=True))
+
+
+@dataclass(frozen=True, eq=False)
+class Runs:
+    """What a subnet gives in FP32 for some batches, as `measure.metrics.references` takes it.
+
+    Args:
+        graph: Of the network.
+        cut: What the subnet keeps.
+        batches: All of a part of the data.
+        threads: That compute; how many decides the last bits.
+    """
+
+    graph: Graph
+    cut: Cut
+    batches: Sequence[Batch]
+    threads: int
+
+    def __call__(self) -> Iterator[tuple[npt.NDArray[np.int64], Outputs]]:
+        for batch, outputs in run(subnet(self.graph, self.cut), self.batches, threads=self.threads):
+            yield batch.positions, outputs
 
 
 def size_mb(model: Path) -> float:

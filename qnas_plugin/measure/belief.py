@@ -8,7 +8,8 @@ from typing import Protocol
 
 import numpy as np
 
-from qnas_plugin.measure.metrics import Scored, Scores
+from qnas_plugin.measure.metrics import Scored
+from qnas_plugin.measure.metrics.metric import Scores
 from qnas_plugin.measure.witness import Corrected, corrected, halvings
 
 SOFT = "accuracy_soft"

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Field, field_serializer, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_serializer, field_validator, model_validator
 
 from qnas_plugin.errors import MissingOptionsError, UsageError, quoted
 from qnas_plugin.request.model_name import resolve
@@ -43,7 +43,8 @@ class TuneRequest(Request):
     )
     metric: Annotated[str | None, Shown("Data", "accuracy with labels, else cosine")] = Field(
         None,
-        description="What stands as accuracy: accuracy, agreement or cosine with the FP32 model, or module:function.",
+        description="What stands as accuracy: accuracy, f1, miou, spearman, perplexity, agreement or cosine with the FP32 model, or "
+        "module:function.",
     )
     precision: Annotated[tuple[str, ...], Shown("What", "int8, fp32", "FORMAT")] = Field(
         (), description="Choice of each group, see: qnas show precisions."
@@ -168,20 +169,20 @@ class TuneRequest(Request):
 
     @field_validator("limits")
     @classmethod
-    def _limits(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
+    def _limits(cls, texts: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
         from qnas_plugin.objectives import parse_limit
 
         limits = [parse_limit(text) for text in texts]
         for limit in limits:
-            if limit.metric == "accuracy" and limit.value > 1:
+            if limit.metric == "accuracy" and limit.value > 1 and _is_share(info.data.get("metric")):
                 meant = f"; did you mean {limit.value / 100:g}?" if limit.value <= 100 else ""
                 raise UsageError(f"the limit '{limit}': accuracy is between 0 and 1{meant}")
         return tuple(map(str, limits))
 
     @field_validator("max_accuracy_drop")
     @classmethod
-    def _share(cls, value: float) -> float:
-        if value > 1:
+    def _share(cls, value: float, info: ValidationInfo) -> float:
+        if value > 1 and _is_share(info.data.get("metric")):
             meant = f"; for {value:g} points give {value / 100:g}" if value <= 100 else ""
             raise UsageError(f"--max-accuracy-drop {value:g}: accuracy is between 0 and 1{meant}")
         return value
@@ -255,3 +256,10 @@ class TuneRequest(Request):
         from qnas_plugin.objectives import parse_limit
 
         return tuple(parse_limit(text) for text in self.limits)
+
+
+def _is_share(metric: str | None) -> bool:
+    """Whether a metric, the task's own where none is named, is known to lie between 0 and 1."""
+    from qnas_plugin.measure.metrics import METRICS
+
+    return metric is None or (metric in METRICS and METRICS[metric].points)

@@ -9,19 +9,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qnas_plugin.objectives import Limit
+from qnas_plugin.measure.metrics import METRICS, shown
+from qnas_plugin.measure.metrics.metric import Metric
+from qnas_plugin.objectives import Limit, sign
 from qnas_plugin.request import TuneRequest
 from qnas_plugin.results.member import Member
-from qnas_plugin.results.selection import Pick, p_value, pick, plan
-from qnas_plugin.results.statistics import interval
+from qnas_plugin.results.selection import MOST, Pick, p_value, pick, plan
+from qnas_plugin.results.statistics import Paired, gain, interval
 
 Floats = npt.NDArray[np.float64]
 
 INTERVAL = 0.9
 """The confidence of the interval of what was found on the report part."""
-
-MOST = 1 - 1e-9
-"""Losses of less than all can be tested."""
 
 BETTER = {"latency_ms": "faster", "size_mb": "smaller"}
 """What a member is that gains in an objective."""
@@ -43,6 +42,43 @@ class Part:
     count: int
     scores: Callable[[Member], Floats]
     clusters: npt.NDArray[np.int64] | None = None
+
+
+@dataclass(frozen=True)
+class Told:
+    """The metric that stands as accuracy, and how people are told of it.
+
+    Args:
+        metric: What it is.
+        name: What it is called.
+    """
+
+    metric: Metric = METRICS["accuracy"]
+    name: str = "accuracy"
+
+    @classmethod
+    def of(cls, metric: Metric, name: str) -> Told:
+        """The metric of that name, as `measure.metrics.load` takes it."""
+        return cls(metric, shown(name))
+
+    def better(self, value: float, other: float) -> float:
+        """By how much a value is better than another one."""
+        return gain(value, other, self.metric.direction)
+
+    def amount(self, value: float) -> str:
+        """Some accuracy, in points or in units of the metric."""
+        return f"{100 * value:.2f} points of {self.name}" if self.metric.points else f"{value:.4g} of {self.name}"
+
+    def bare(self, value: float, *, sign: bool = True) -> str:
+        """A difference without its unit."""
+        scaled = 100 * value if self.metric.points else value
+        digits = ".2f" if self.metric.points else ".4g"
+        return f"{scaled:+{digits}}" if sign else f"{scaled:{digits}}"
+
+    @property
+    def unit(self) -> str:
+        """What stands behind a bare difference."""
+        return "points" if self.metric.points else f"of {self.name}"
 
 
 @dataclass(frozen=True)
@@ -76,6 +112,7 @@ def recommend(
     *,
     selection: Part,
     report: Part,
+    told: Told = Told(),
 ) -> Recommendation:
     """Chooses the member that is best in the objective after accuracy and was shown to lose no more than allowed.
 
@@ -90,31 +127,37 @@ def recommend(
         request: Has limits, allowed loss and confidence.
         selection: On which nothing was searched.
         report: What the choice is judged by; it chooses nothing.
+        told: What stands as accuracy.
     """
     fitting = [member for member in members if member.candidate != reference.candidate and _fits(member, request)]
     gains = np.array([reference.report[goal(request)] / member.report[goal(request)] for member in fitting])
     if selection.count:
-        outcome = _tested(fitting, gains, reference, request, selection)
+        outcome = _tested(fitting, gains, reference, request, selection, told)
         chosen = None if outcome.chosen is None else fitting[outcome.chosen]
-        how = _selection_record(outcome, fitting, selection)
+        how = _selection_record(outcome, fitting, selection, told)
     else:
-        outcome, chosen = None, _believed(fitting, gains, reference, request)
+        outcome, chosen = None, _believed(fitting, gains, reference, request, told)
         how = {"rule": "margin", "examples": 0, "margin": MARGIN, "allowed": request.max_accuracy_drop}
     if chosen is None and _fits(reference, request) and not _floors_broken(reference, request):
         chosen = reference  # nothing better was shown
     if chosen is None:
-        return Recommendation(None, _none(members, reference, request), None, how, _limit_record(None, request, None))
-    differences = report.scores(chosen) - report.scores(reference)
-    between = interval(differences, INTERVAL, report.clusters) if chosen is not reference else None
-    lost = reference.report["accuracy"] - chosen.report["accuracy"]
+        return Recommendation(
+            None, _none(members, reference, request, told), None, how, _limit_record(None, request, None)
+        )
+    between = None
+    if chosen is not reference:
+        pair = Paired.of(report.scores(chosen), report.scores(reference), told.metric)
+        between = interval(pair, INTERVAL, report.clusters)
+        if between is not None and told.metric.direction == "minimize":  # a difference, like the one beside it
+            between = -between[1], -between[0]
+    lost = told.better(reference.report["accuracy"], chosen.report["accuracy"])
     kept = lost <= request.max_accuracy_drop + 1e-12 and not _floors_broken(chosen, request)
     if chosen is reference:
-        reason = (
-            f"keep {_full(request)}, {reference.folder}/model.onnx: {_nothing_better(outcome, fitting, gains, request)}"
-        )
+        why = _nothing_better(outcome, fitting, gains, request, told)
+        reason = f"keep {_full(request)}, {reference.folder}/model.onnx: {why}"
     else:
-        found = _found(chosen, between, report, request, kept)
-        reason = f"deploy {_ratios(chosen, request)}; {_shown(request, selection)}; {found}"
+        found = _found(chosen, between, report, request, kept, told)
+        reason = f"deploy {_ratios(chosen, request)}; {_shown(request, selection, told)}; {found}"
     return Recommendation(chosen.name, reason, kept, how, _limit_record(chosen, request, between, kept))
 
 
@@ -137,6 +180,7 @@ def _tested(
     reference: Member,
     request: TuneRequest,
     selection: Part,
+    told: Told,
 ) -> Pick:
     known: dict[str, Floats] = {}
 
@@ -146,33 +190,47 @@ def _tested(
         return known[member.name]
 
     def other_limits(i: int) -> float:
-        """The worst p-value of "its accuracy is below a limit": of a loss against a model that is always right."""
-        below = [
-            p_value(scores(fitting[i]) - 1, float(np.clip(1 - limit.value, 0, MOST)), selection.clusters)
-            for limit in _floors(request)
-        ]
-        return max(below, default=0.0)
+        """The worst p-value of "its accuracy is beyond a limit"."""
+        return max((_beyond(scores(fitting[i]), limit, selection, told) for limit in _floors(request)), default=0.0)
 
-    chain = plan(np.array([member.search["accuracy"] for member in fitting]), gains)
+    believed = np.array([member.search["accuracy"] for member in fitting])
+    chain = plan(-sign(told.metric.direction) * believed, gains)
     return pick(
         chain,
-        lambda i: scores(fitting[i]) - scores(reference),
+        lambda i: Paired.of(scores(fitting[i]), scores(reference), told.metric),
         gains,
-        allowed=min(request.max_accuracy_drop, MOST),
+        allowed=request.max_accuracy_drop if not told.metric.mean else min(request.max_accuracy_drop, MOST),
         confidence=request.confidence,
         clusters=selection.clusters,
         others=other_limits,
     )
 
 
-def _believed(fitting: Sequence[Member], gains: Floats, reference: Member, request: TuneRequest) -> Member | None:
-    floor = reference.search["accuracy"] - MARGIN * request.max_accuracy_drop
-    floor = max([floor, *(limit.value for limit in _floors(request))])
-    allowed = [i for i, member in enumerate(fitting) if member.search["accuracy"] >= floor - 1e-12 and gains[i] > 1]
+def _beyond(scores: Floats, limit: Limit, selection: Part, told: Told) -> float:
+    """The p-value of "the accuracy is truly beyond a limit"; for a mean that of a loss against an ideal model."""
+    if told.metric.mean:
+        return p_value(scores - 1, float(np.clip(1 - limit.value, 0, MOST)), selection.clusters)
+    pair = Paired.of(scores, np.full(len(scores), limit.value), told.metric)
+    better = pair.differences * (1 if (limit.comparison == ">=") == (told.metric.direction == "maximize") else -1)
+    return p_value(better, 0.0, selection.clusters)
+
+
+def _believed(
+    fitting: Sequence[Member], gains: Floats, reference: Member, request: TuneRequest, told: Told
+) -> Member | None:
+    most = MARGIN * request.max_accuracy_drop + 1e-12
+    allowed = [
+        i
+        for i, member in enumerate(fitting)
+        if told.better(reference.search["accuracy"], member.search["accuracy"]) <= most
+        and all(limit.violation(member.search) <= 1e-12 for limit in _floors(request))
+        and gains[i] > 1
+    ]
     return fitting[max(allowed, key=lambda i: gains[i])] if allowed else None
 
 
-def _selection_record(outcome: Pick, fitting: Sequence[Member], selection: Part) -> dict[str, Any]:
+def _selection_record(outcome: Pick, fitting: Sequence[Member], selection: Part, told: Told) -> dict[str, Any]:
+    towards = -sign(told.metric.direction)
     return {
         "rule": "tests",
         "examples": selection.count,
@@ -182,7 +240,7 @@ def _selection_record(outcome: Pick, fitting: Sequence[Member], selection: Part)
         "tests": [
             {
                 "name": fitting[test.member].name,
-                "difference": test.difference,
+                "difference": towards * test.difference,
                 "p_value": test.p_value,
                 "passed": test.passed,
             }
@@ -214,8 +272,8 @@ def _ratios(member: Member, request: TuneRequest) -> str:
     return f"{member.folder}/model.onnx: {ratio['latency_ratio']:.2f}x as fast and {sized} than {_full(request)}"
 
 
-def _shown(request: TuneRequest, selection: Part) -> str:
-    allowed = f"{100 * request.max_accuracy_drop:.2f} points of accuracy"
+def _shown(request: TuneRequest, selection: Part, told: Told) -> str:
+    allowed = told.amount(request.max_accuracy_drop)
     if selection.count:
         return (
             f"{selection.count} examples that nothing was searched on show at {request.confidence:.0%} confidence that "
@@ -233,16 +291,19 @@ def _found(
     report: Part,
     request: TuneRequest,
     kept: bool,
+    told: Told,
 ) -> str:
     difference = member.against.get(request.reference, {}).get("accuracy_difference", 0.0)
-    spanned = f" ({100 * between[0]:+.2f} to {100 * between[1]:+.2f})" if between else ""
+    spanned = f" ({told.bare(between[0])} to {told.bare(between[1])})" if between else ""
     where = f"on the {report.count} report examples" if report.count else "where it was chosen"
     verdict = "the limit is kept" if kept else "more than allowed: the limit is not kept there"
-    return f"{where} the difference is {100 * difference:+.2f} points{spanned}, {verdict}"
+    return f"{where} the difference is {told.bare(difference)} {told.unit}{spanned}, {verdict}"
 
 
-def _nothing_better(outcome: Pick | None, fitting: Sequence[Member], gains: Floats, request: TuneRequest) -> str:
-    allowed = f"{100 * request.max_accuracy_drop:.2f} points of accuracy"
+def _nothing_better(
+    outcome: Pick | None, fitting: Sequence[Member], gains: Floats, request: TuneRequest, told: Told
+) -> str:
+    allowed = told.amount(request.max_accuracy_drop)
     if not (gains > 1).any():
         return f"no member is {BETTER[goal(request)]} and keeps the other limits"
     if outcome is None:
@@ -255,16 +316,19 @@ def _nothing_better(outcome: Pick | None, fitting: Sequence[Member], gains: Floa
     )
     nearest, missing = fitting[outcome.tests[0].member], outcome.missing
     assert missing is not None  # a member was tested and none passed
-    end = f"; nearest is {nearest.folder}, at {100 * outcome.tests[0].difference:+.2f} points there"
+    there = -sign(told.metric.direction) * outcome.tests[0].difference
+    end = f"; nearest is {nearest.folder}, at {told.bare(there)} {told.unit} there"
     more = "" if missing.examples is None else f", or with about {missing.examples} examples"
-    return f"{begin}{end}: it would pass with {100 * missing.limit:.2f} points allowed{more}"
+    return f"{begin}{end}: it would pass with {told.bare(missing.limit, sign=False)} {told.unit} allowed{more}"
 
 
-def _none(members: Sequence[Member], reference: Member, request: TuneRequest) -> str:
+def _none(members: Sequence[Member], reference: Member, request: TuneRequest, told: Told) -> str:
     def known(member: Member) -> dict[str, float]:
         return {**member.report, "accuracy": member.search["accuracy"]}
 
-    floor = Limit("accuracy", ">=", round(reference.search["accuracy"] - request.max_accuracy_drop, 6))
+    worse = sign(told.metric.direction) * request.max_accuracy_drop
+    value = round(reference.search["accuracy"] + worse, 6)
+    floor = Limit("accuracy", ">=" if told.metric.direction == "maximize" else "<=", value)
     limits = [*request.parsed_limits, floor]
     nearest = min(members, key=lambda member: sum(limit.violation(known(member)) for limit in limits))
     broken = [limit for limit in limits if limit.violation(known(nearest)) > 0]

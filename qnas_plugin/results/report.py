@@ -11,10 +11,11 @@ import plotly.graph_objects as go
 import plotly.io
 
 from qnas_plugin.evaluate.bench import CORE_SHARE
-from qnas_plugin.objectives import hypervolume, losses
+from qnas_plugin.measure.metrics import shown
+from qnas_plugin.objectives import directed, hypervolume, losses
 from qnas_plugin.study.evaluation import Trial
 
-AXES = {"accuracy": "accuracy", "latency_ms": "latency (ms)", "size_mb": "size (MB)"}
+AXES = {"latency_ms": "latency (ms)", "size_mb": "size (MB)"}
 INT8, FP32, ABSENT = "#1f6feb", "#f0883e", "#eaeef2"
 OTHERS = ("#8250df", "#2da44e", "#bf3989", "#0550ae", "#9a6700", "#57606a")
 """Colours of formats beside plain INT8 and FP32, in the order in which they come."""
@@ -27,9 +28,11 @@ def render(record: Mapping[str, Any], trials: Sequence[Trial]) -> str:
         record: What stands in ``pareto.json``.
         trials: All trials of the study, in order.
     """
+    axes = {**AXES, "accuracy": shown(record["data"]["metric"])}
     complete = [trial for trial in trials if trial.state == "complete"]
+    title = axes["accuracy"][0].upper() + axes["accuracy"][1:]
     figures = [
-        (f"Accuracy and {AXES[metric]}", _front(record, complete, metric))
+        (f"{title} and {axes[metric]}", _front(record, complete, metric, axes))
         for metric in record["objectives"]
         if metric != "accuracy"
     ]
@@ -42,10 +45,32 @@ def render(record: Mapping[str, Any], trials: Sequence[Trial]) -> str:
     ]
     source = files("qnas_plugin.results").joinpath("report.html.j2").read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(source).render(record=record, plots=plots, axes=AXES)
+    return environment.from_string(source).render(
+        record=record, plots=plots, axes=axes, test=_test(record), **_units(record)
+    )
 
 
-def _front(record: Mapping[str, Any], trials: Sequence[Trial], metric: str) -> go.Figure:
+def _units(record: Mapping[str, Any]) -> dict[str, Any]:
+    """How differences of what stands as accuracy are written."""
+    if record["data"].get("points", True):
+        return {
+            "unit": "points",
+            "difference": lambda value: f"{100 * value:+.2f}",
+            "amount": lambda value: f"{100 * value:.2f} points",
+        }
+    return {"unit": "change", "difference": lambda value: f"{value:+.4g}", "amount": lambda value: f"{value:.4g}"}
+
+
+def _test(record: Mapping[str, Any]) -> str:
+    """What the p-values of comparisons are of."""
+    if record["data"].get("test", "exact") == "permutation":
+        return "a permutation test, the two models exchanged at random,"
+    if record["data"]["metric"] in ("accuracy", "agreement"):
+        return "McNemar's exact test"
+    return "the exact sign test of which of the two scores higher"
+
+
+def _front(record: Mapping[str, Any], trials: Sequence[Trial], metric: str, axes: Mapping[str, str]) -> go.Figure:
     figure = go.Figure()
     shares = [_quantized_share(trial.candidate) for trial in trials]
     figure.add_scatter(
@@ -83,11 +108,12 @@ def _front(record: Mapping[str, Any], trials: Sequence[Trial], metric: str) -> g
             },
             text=[row["name"] for row in ordered],
         )
-    return _styled(figure, AXES[metric], "accuracy")
+    return _styled(figure, axes[metric], axes["accuracy"])
 
 
 def _progress(record: Mapping[str, Any], trials: Sequence[Trial]) -> go.Figure:
-    points = losses([trial.metrics for trial in trials], record["objectives"])
+    directions = directed(record["objectives"], record["data"].get("direction", "maximize"))
+    points = losses([trial.metrics for trial in trials], directions)
     population = int(record["request"]["population"])
     reference = points[:population].max(axis=0)
     volumes = [hypervolume(points[: i + 1], reference) for i in range(len(points))]

@@ -21,6 +21,8 @@ from scipy.optimize import brentq
 from scipy.special import betainc
 from scipy.stats import beta, binom, norm
 
+from qnas_plugin.results.statistics import Paired
+
 Floats = npt.NDArray[np.float64]
 Clusters = npt.NDArray[np.int64]
 
@@ -31,6 +33,7 @@ SHARES = 16
 """The worst share of differing examples is sought among so many, and again around the worst of them."""
 VARIANCES = np.geomspace(0.002, 0.05, 3)
 """Bets are the best ones for differences of these variances."""
+MOST = 1 - 1e-9
 CHANCE = 0.8
 """With which a member as good as it looks would pass, were there as many examples as `Missing` says."""
 
@@ -41,7 +44,7 @@ class Test:
 
     Args:
         member: Its position among the members.
-        difference: The mean of its scores minus those of the reference.
+        difference: The mean of its scores minus those of the reference, above 0 when it is better.
         p_value: How likely so good a result is, at most, when it truly loses more than allowed.
         passed: Whether it was shown to lose no more.
     """
@@ -57,7 +60,7 @@ class Missing:
     """What it would have taken for the first member of the chain, the most accurate one, to pass.
 
     Args:
-        limit: The smallest loss of accuracy that it was shown to keep, at the same confidence.
+        limit: The smallest loss of accuracy that it was shown to keep, at the same confidence, in units of the metric.
         examples: Selection examples with which it would probably pass, if it is as good as it looked; None when it
             looked worse than allowed, so that more examples would not help.
     """
@@ -109,7 +112,7 @@ def plan(accuracies: Floats, gains: Floats) -> tuple[int, ...]:
 
 def pick(
     chain: Sequence[int],
-    differences: Callable[[int], Floats],
+    paired: Callable[[int], Paired],
     gains: Floats,
     *,
     allowed: float,
@@ -121,10 +124,10 @@ def pick(
 
     Args:
         chain: Positions of members, in an order that does not depend on the selection part.
-        differences: Gives the scores of a member minus those of the reference on the selection part, ``(n,)`` in
-            [-1, 1]. Asked for the members of the chain only, one after another.
+        paired: Gives how much better a member is than the reference on each of ``n`` examples of the selection part.
+            Asked for the members of the chain only, one after another.
         gains: How many times faster or smaller than the reference each member is, ``(m,)``.
-        allowed: Loss of accuracy, in [0, 1).
+        allowed: Loss of accuracy, at least 0.
         confidence: That what is chosen loses no more.
         clusters: As for `p_value`.
         others: Gives the p-value of a member's other limits; it passes with all of them.
@@ -132,19 +135,24 @@ def pick(
     tests: list[Test] = []
     count, first = 0, None
     for member in chain:
-        scores = differences(member)
-        count, first = len(scores), scores if first is None else first
-        p = max(p_value(scores, allowed, clusters), others(member))
-        tests.append(Test(member, float(scores.mean()), p, p <= 1 - confidence + 1e-12))
+        pair = paired(member)
+        count, first = len(pair.differences), pair if first is None else first
+        p = max(p_value(pair.differences, _share(allowed, pair), clusters), others(member))
+        tests.append(Test(member, pair.scale * float(pair.differences.mean()), p, p <= 1 - confidence + 1e-12))
         if not tests[-1].passed:
             break
     passed = [test.member for test in tests if test.passed]
     chosen = max(passed, key=lambda member: gains[member], default=None)
     missing = None
     if chosen is None and first is not None:
-        needed = examples_needed(first, allowed, confidence, clusters)
-        missing = Missing(kept_limit(first, confidence, clusters), needed)
+        needed = examples_needed(first.differences, _share(allowed, first), confidence, clusters)
+        missing = Missing(first.scale * kept_limit(first.differences, confidence, clusters), needed)
     return Pick(chosen, tuple(tests), allowed, confidence, count, missing)
+
+
+def _share(allowed: float, pair: Paired) -> float:
+    """What is allowed in units of the scale; losses of less than all can be tested."""
+    return min(allowed / pair.scale, MOST)
 
 
 def p_value(differences: Floats, allowed: float, clusters: Clusters | None = None) -> float:

@@ -16,11 +16,11 @@ from qnas_plugin.files import move_files
 from qnas_plugin.measure.accuracy import size_mb
 from qnas_plugin.measure.belief import Beliefs, believed
 from qnas_plugin.measure.metrics import standard_error
-from qnas_plugin.objectives import losses, near_front, non_dominated
+from qnas_plugin.objectives import directed, losses, near_front, non_dominated
 from qnas_plugin.quantizers.kernels import Kernels, in_name_only
 from qnas_plugin.request import TuneRequest
 from qnas_plugin.results.member import REFERENCES, Member, Result
-from qnas_plugin.results.recommend import Part, goal, recommend
+from qnas_plugin.results.recommend import Part, Told, goal, recommend
 from qnas_plugin.results.statistics import compare
 from qnas_plugin.results.write import (
     CANDIDATE_FILE,
@@ -90,7 +90,7 @@ def verify(
     scores = _build(lab, chosen, on_stage)
     executed = _kernels(lab, chosen, on_stage)
     latencies = _latencies(lab, chosen, on_stage)
-    verified = _members(request, chosen, scores, latencies, executed)
+    verified = _members(request, lab, chosen, scores, latencies, executed)
     on_stage("Choosing what to recommend on the selection part")
     advice = recommend(
         [verified[name] for name in chosen.members],
@@ -98,6 +98,7 @@ def verify(
         request,
         selection=_selection(lab, building),
         report=Part(len(lab.dataset.report), lambda member: scores[member.name], lab.dataset.report.clusters),
+        told=Told.of(lab.metric, lab.dataset.metric),
     )
     corners = tuple(
         replace(verified[name], name=corner, folder=f"baselines/{corner}") for corner, name in chosen.baselines.items()
@@ -143,7 +144,7 @@ def _choose(
     beliefs = believed(known)
     search = dict(zip(keys, beliefs.metrics, strict=True))
     rows = beliefs.metrics[: len(trials)]
-    points = losses(rows, request.objectives)
+    points = losses(rows, directed(request.objectives, lab.metric.direction))
     near = near_front(points, _tolerances(request, beliefs, points))
     order = sorted(np.flatnonzero(near).tolist(), key=lambda i: rows[i][goal(request)])
     members = {f"{n}-{trials[i].candidate.key}": trials[i].candidate for n, i in enumerate(order, 1)}
@@ -198,6 +199,7 @@ def _latencies(lab: Lab, chosen: _Chosen, on_stage: Callable[[str], None]) -> di
 
 def _members(
     request: TuneRequest,
+    lab: Lab,
     chosen: _Chosen,
     scores: Mapping[str, npt.NDArray[np.float64]],
     latencies: Mapping[str, Mapping[str, Any]],
@@ -212,7 +214,7 @@ def _members(
         }
         for name in chosen.candidates
     }
-    best = non_dominated(losses(list(report.values()), request.objectives))
+    best = non_dominated(losses(list(report.values()), directed(request.objectives, lab.metric.direction)))
     same = {name: corner for corner, name in chosen.baselines.items()}
     return {
         name: Member(
@@ -222,7 +224,14 @@ def _members(
             report[name],
             latencies[name],
             {
-                reference: compare(report[name], report[found], scores[name], scores[found])
+                reference: compare(
+                    report[name],
+                    report[found],
+                    scores[name],
+                    scores[found],
+                    lab.metric,
+                    lab.dataset.report.clusters,
+                )
                 for reference, found in chosen.baselines.items()
                 if reference in REFERENCES and found != name
             },

@@ -17,6 +17,7 @@ from qnas_plugin.measure.witness import Corrected
 from qnas_plugin.request import TuneRequest
 from qnas_plugin.results.member import Member, Result
 from qnas_plugin.results.report import render
+from qnas_plugin.results.statistics import exact_test
 from qnas_plugin.space import Candidate
 from qnas_plugin.study.evaluation import Trial
 from qnas_plugin.study.study import Study
@@ -84,6 +85,9 @@ def record_of(request: TuneRequest, study: Study, lab: Lab) -> dict[str, Any]:
             "source": dataset.source,
             "fingerprint": dataset.fingerprint,
             "metric": dataset.metric,
+            "direction": lab.metric.direction,
+            "points": lab.metric.points,
+            "test": "exact" if exact_test(lab.metric, dataset.report.clusters) else "permutation",
             "examples": {part: len(getattr(dataset, part)) for part in PARTS},
         },
         "space": {"genotypes": float(space.genotypes), "networks": float(space.networks)},

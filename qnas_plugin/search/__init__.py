@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qnas_plugin.measure.belief import Halves
-from qnas_plugin.objectives import Limit
+from qnas_plugin.objectives import Limit, Objectives
 from qnas_plugin.space import Candidate, Genes, SearchSpace
 
 ExactMetric = Callable[[Genes], npt.NDArray[np.float64]]
@@ -28,13 +28,13 @@ class Problem:
 
     Args:
         space: The variables.
-        objectives: Names of metrics, two or three; ``qnas_plugin.objectives`` knows their direction.
+        objectives: Names of metrics, two or three, with their directions where ``qnas_plugin.objectives`` has others.
         limits: Bounds that the result should keep.
         exact: Metrics that follow from the candidate alone; the others are predicted.
     """
 
     space: SearchSpace
-    objectives: tuple[str, ...]
+    objectives: Objectives
     limits: tuple[Limit, ...] = ()
     exact: Mapping[str, ExactMetric] = field(default_factory=dict)
 

@@ -6,7 +6,7 @@ import errno
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -17,14 +17,14 @@ from optuna.storages.journal import JournalFileBackend
 
 from qnas_plugin.errors import OutputError, QnasError, StudyError, door, reason
 from qnas_plugin.files.doors import check_files
-from qnas_plugin.objectives import METRICS
+from qnas_plugin.objectives import METRICS, Objectives
 from qnas_plugin.study.storage_url import VARIABLE, lacks_password, scrubbed, secrets, shown, with_password
 
 CREATE_STUDY, CREATE_TRIAL = 0, 4
 """Codes of lines in a journal."""
 
 
-def load_study(storage: str, name: str, objectives: Sequence[str] | None) -> tuple[BaseStorage, optuna.Study]:
+def load_study(storage: str, name: str, objectives: Objectives | None) -> tuple[BaseStorage, optuna.Study]:
     """The opened storage and the study in it, created for these objectives when there is none; None creates nothing."""
     path = _file(storage)
     if objectives is None and path is not None and not path.exists():
@@ -42,7 +42,8 @@ def load_study(storage: str, name: str, objectives: Sequence[str] | None) -> tup
     except KeyError:
         if objectives is None:
             raise StudyError(f"there is no study '{name}' in '{shown(storage)}'; make one with: qnas tune") from None
-    directions = [METRICS[objective] for objective in objectives]
+    known = objectives if isinstance(objectives, Mapping) else METRICS
+    directions = [known[objective] for objective in objectives]
     return opened, optuna.create_study(study_name=name, storage=opened, directions=directions)
 
 

@@ -20,7 +20,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from qnas_plugin.errors import OutputError, StudyError, UsageError, door, quoted
 from qnas_plugin.measure.belief import Halves
-from qnas_plugin.objectives import Limit
+from qnas_plugin.objectives import Limit, Objectives
 from qnas_plugin.space import Candidate, SearchSpace
 from qnas_plugin.study.evaluation import Evaluation, Trial
 from qnas_plugin.study.storage import errors_of, load_study, lock_file
@@ -65,7 +65,7 @@ class Study:
         cls,
         storage: str,
         space: SearchSpace,
-        objectives: Sequence[str],
+        objectives: Objectives,
         *,
         identity: Mapping[str, str],
         limits: Sequence[Limit] = (),
@@ -77,7 +77,7 @@ class Study:
         Args:
             storage: A path of a journal file, or a database URL (``sqlite:///trials.db``, ``postgresql://...``).
             space: The variables.
-            objectives: Names of metrics, two or three.
+            objectives: Names of metrics, two or three, with their directions where these are not the usual ones.
             identity: What makes trials comparable, by name (``dataset`` to its fingerprint ...); the space and the
                 objectives are added to it.
             limits: Bounds for the Pareto set.

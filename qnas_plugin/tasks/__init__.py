@@ -4,6 +4,9 @@ A task is a module of this folder (or of an entry point ``qnas_plugin.tasks``) w
 
     load(data: str, *, sizes: SplitSizes) -> Dataset
     processor(checkpoint: str, *, max_length: int | None = None) -> Processor
+
+The data set names its metric (``qnas_plugin.measure.metrics``), and has the losses that ``qnas train`` minimises: of
+its labels, and of a teacher's logits.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import numpy.typing as npt
 
 from qnas_plugin.data import Dataset, Examples, SplitSizes
 from qnas_plugin.errors import DataError, UsageError
+from qnas_plugin.tasks._losses import of_classes
 
 SPLITS = ("train", "train_holdout", "validation", "val", "dev", "test")
 """The names that a file or folder of a split can have; `held_out_and_report` says what each is for."""
@@ -183,4 +187,5 @@ def assemble(
         metric="accuracy",
         fingerprint=content_key("\0".join(label_names).encode(), *content).hex()[:12],
         source=source,
+        losses=of_classes(),
     )

@@ -74,7 +74,10 @@ def load(data: str, *, sizes: SplitSizes) -> Dataset:
     content = [b"".join((*part.keys, *_fields(LABELS, part.labels))) for part in (train, *parts.values()) if len(part)]
     return Dataset(
         train=train.examples(),
-        **{name: part.examples() for name, part in parts.items()},
+        calibration=calibration.examples(),
+        search=search.examples(),
+        selection=selection.examples(),
+        report=report.examples(),
         label_names=(),
         metric="accuracy" if pool.labels.size else "cosine",
         fingerprint=content_key(*content).hex()[:12],

@@ -5,6 +5,8 @@ learning from S and both, when there is one, from a strong teacher T:
 
     a (CE(S) + CE(S_i)) + (1 - a) (g KL(S, T) + (1 - g) KL(S_i, S) + g KL(S_i, T)),   g = 1 with a teacher, else 0
 
+CE and KL are the task's (`data.Losses`): cross-entropy and relative entropy where labels are classes.
+
 Differs: heads, units and channels are sorted by importance before the first step; the smallest subnet can be trained in
 each step too (the sandwich rule of Yu and Huang 2019); and subnets can become smaller step by step (progressive
 shrinking, Cai et al. 2020, here in all dimensions at once).
@@ -15,11 +17,11 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -58,7 +60,7 @@ class Settings:
         subnets: What is trained in each step beside the whole supernet; ``none`` is plain fine-tuning.
         shrinking: The share of all steps over which choices become allowed, from the largest to the smallest; 0 allows
             all from the start.
-        task_weight: The share a of cross-entropy in the loss; distillation has the rest.
+        task_weight: The share a of the loss of labels; distillation has the rest.
         augment: Whether each image is mirrored at random and moved by up to an eighth of its size, anew in each step.
         bfloat16: Whether matrix products run in bfloat16.
         seed: Of the data order, the subnets and dropout.
@@ -75,6 +77,18 @@ class Settings:
     augment: bool = False
     bfloat16: bool = False
     seed: int = 0
+
+
+class Measure(Protocol):
+    """The part of a metric (`measure.metrics.metric`) that networks in torch are measured with."""
+
+    def statistics(self, outputs: Mapping[str, npt.NDArray[Any]], expected: Any) -> npt.NDArray[np.float64]:
+        """Of each example of a batch, ``(b, s)``."""
+        ...
+
+    def scores(self, statistics: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Of all examples, ``(n,)``; their mean is the value."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -110,10 +124,12 @@ def train(
     Raises:
         CheckpointError: ``out`` holds the state of another training.
         OutputError: The state cannot be written.
-        UsageError: Images are to be augmented, and the model takes none.
+        UsageError: Images are to be augmented, and the model takes none, or the data has no losses.
     """
     from accelerate import Accelerator, DistributedDataParallelKwargs
 
+    if dataset.losses is None:
+        raise UsageError(f"{dataset.source}: its task says no losses, so that nothing can be trained on it")
     inputs = processor.batches(dataset.train.inputs[:1], 1)[0].inputs
     if settings.augment and IMAGES not in inputs:
         raise UsageError(f"there are no images to augment in {', '.join(inputs)}; leave out --augment")
@@ -164,7 +180,7 @@ def train(
                 torch.manual_seed((settings.seed * total + done) * size + rank)
                 cuts = _subnets(supernet, settings, done, total)
                 with between_measurements() if size == 1 else nullcontext():  # several would wait for each other
-                    loss = _step(supernet, model, teacher, accelerator, batch, dataset.train.labels, settings, cuts)
+                    loss = _step(supernet, model, teacher, accelerator, batch, dataset, settings, cuts)
                     accelerator.clip_grad_norm_(model.parameters(), 1.0)
                     optimizer.step()
                 schedule.step()
@@ -210,9 +226,10 @@ def accuracy(
     examples: Examples,
     processor: Processor,
     *,
+    metric: Measure,
     statistics: Examples | None = None,
 ) -> float:
-    """The share of examples that a subnet, in torch and FP32, classifies right; None is the whole supernet.
+    """What a subnet, in torch and FP32, is worth on some examples; None is the whole supernet.
 
     Statistics of BatchNorms are estimated anew on the examples given for it, and restored.
     """
@@ -221,15 +238,15 @@ def accuracy(
     if statistics is not None:
         _estimate_statistics(supernet.model, processor.batches(statistics.inputs, 64))
     supernet.model.eval()
-    right = 0
+    found = []
     for batch in processor.batches(examples.inputs, 64):
         with between_measurements():
             logits = supernet.model(**_tensors(batch, torch.device("cpu"))).logits
-        right += int((logits.argmax(-1).numpy() == examples.labels[batch.positions]).sum())
+        found.append(metric.statistics({"logits": logits.numpy()}, examples.labels[batch.positions]))
     for name, buffer in supernet.model.named_buffers():
         buffer.copy_(before[name])
     supernet.activate(None)
-    return right / len(examples)
+    return float(metric.scores(np.concatenate(found)).mean())
 
 
 def _step(
@@ -238,7 +255,7 @@ def _step(
     teacher: nn.Module | None,
     accelerator: Any,
     batch: Batch,
-    all_labels: Any,
+    dataset: Dataset,
     settings: Settings,
     subnets: Sequence[Cut],
 ) -> float:
@@ -247,7 +264,9 @@ def _step(
     inputs = _tensors(batch, accelerator.device)
     if settings.augment:
         inputs[IMAGES] = _augmented(inputs[IMAGES])
-    labels = torch.as_tensor(all_labels[batch.positions], device=accelerator.device)
+    labels = torch.as_tensor(dataset.train.labels[batch.positions], device=accelerator.device)
+    losses = dataset.losses
+    assert losses is not None  # `train` checks it
     a = 1.0 if settings.subnets == "none" and teacher is None else settings.task_weight
     target = None
 
@@ -261,9 +280,9 @@ def _step(
             target = forward(teacher)
 
     def learn(logits: torch.Tensor, target: torch.Tensor | None) -> float:
-        loss = a * nn.functional.cross_entropy(logits, labels)
+        loss = a * losses.labels(logits, labels)
         if target is not None:
-            loss = loss + (1 - a) * _divergence(logits, target)
+            loss = loss + (1 - a) * losses.teacher(logits, target)
         accelerator.backward(loss)
         return float(loss.detach())
 
@@ -305,11 +324,6 @@ def _estimate_statistics(model: nn.Module, batches: Iterable[Batch]) -> None:
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     model.eval()
-
-
-def _divergence(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """KL(target || logits), mean over the batch."""
-    return nn.functional.kl_div(logits.log_softmax(-1), target.log_softmax(-1), log_target=True, reduction="batchmean")
 
 
 def _shuffled(

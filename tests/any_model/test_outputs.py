@@ -163,8 +163,9 @@ def test_bools_are_outputs_beside_floats(tmp_path: Path) -> None:
 @pytest.mark.parametrize("metric", ["cosine", "agreement"])
 def test_infinite_logits_of_masked_classes_are_compared(tmp_path: Path, metric: str) -> None:
     from qnas_plugin.measure.metrics import Scorer
+    from qnas_plugin.measure.metrics.references import References
 
     outputs = np.array([[1.0, 2.0, -np.inf], [2.0, 1.0, -np.inf]])
-    scorer = Scorer(metric, [{"y": row} for row in outputs])
-    np.testing.assert_allclose(scorer({"y": outputs}, np.arange(2)), [1, 1])
-    assert scorer({"y": outputs[:, ::-1]}, np.arange(2)).min() < 1
+    scorer = Scorer(metric, References(lambda: [(np.arange(2), {"y": outputs})]))
+    np.testing.assert_allclose(scorer.statistics({"y": outputs}, np.arange(2)), [[1], [1]])
+    assert scorer.statistics({"y": outputs[:, ::-1]}, np.arange(2)).min() < 1

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -112,3 +114,21 @@ def test_check_catches_a_graph_that_differs_from_the_model(lab: Lab) -> None:
             lab.check(candidate)
     finally:
         bias[0] -= 1
+
+
+@pytest.mark.parametrize("metric", ["agreement", "cosine"])
+def test_a_bench_makes_the_fp32_outputs_again_where_it_is_sent(lab: Lab, tmp_path: Path, metric: str) -> None:
+    """The same scores, though what is sent does not hold them."""
+    other = replace(lab, dataset=replace(lab.dataset, metric=metric))
+    lab.write(lab.network.space.corner("largest", Precision.INT8), tmp_path / "model.onnx")
+    here = other.bench.scores(tmp_path / "model.onnx", threads=1)
+    there = pickle.loads(pickle.dumps(other.bench.packed())).scores(tmp_path / "model.onnx", threads=1)
+    np.testing.assert_array_equal(here.scores, there.scores)
+    assert here.scores.min() >= 0
+    exact = other.bench.scores(_written(other, tmp_path), threads=1).scores
+    np.testing.assert_allclose(exact, 1, atol=1e-6)
+
+
+def _written(lab: Lab, folder: Path) -> Path:
+    lab.write(lab.network.space.corner("largest", Precision.FP32), folder / "fp32.onnx")
+    return folder / "fp32.onnx"

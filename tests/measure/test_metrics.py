@@ -9,16 +9,20 @@ import numpy as np
 import pytest
 
 from qnas_plugin.errors import UnknownNameError, UsageError
-from qnas_plugin.measure.metrics import (
-    Scorer,
-    accuracy,
-    agreement,
-    cosine,
-    label_probability,
-    load,
-    references,
-    standard_error,
-)
+from qnas_plugin.measure.metrics import Scorer, load, standard_error
+from qnas_plugin.measure.metrics.classes import accuracy
+from qnas_plugin.measure.metrics.likeness import agreement, cosine
+from qnas_plugin.measure.metrics.metric import Outputs, Scores
+from qnas_plugin.measure.metrics.predictions import label_probability
+from qnas_plugin.measure.metrics.references import References
+
+
+def scores(scorer: Scorer, outputs: Outputs, positions: np.ndarray) -> Scores:
+    return scorer.scores(scorer.statistics(outputs, positions))
+
+
+def references(*runs: tuple[np.ndarray, Outputs]) -> References:
+    return References(lambda: runs)
 
 
 @pytest.fixture
@@ -41,11 +45,11 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_accuracy_is_the_share_of_each_examples_labels() -> None:
-    scores = np.eye(3)[[0, 1, 2]]
-    np.testing.assert_array_equal(accuracy({"y": scores}, np.array([0, 1, 1])), [1, 1, 0])
-    np.testing.assert_array_equal(accuracy({"y": scores[None]}, np.array([[0, 0, 2]])), [2 / 3])
+    logits = np.eye(3)[[0, 1, 2]]
+    np.testing.assert_array_equal(accuracy({"y": logits}, np.array([0, 1, 1])), [1, 1, 0])
+    np.testing.assert_array_equal(accuracy({"y": logits[None]}, np.array([[0, 0, 2]])), [2 / 3])
     np.testing.assert_array_equal(
-        accuracy({"hidden": scores[:, ::-1], "logits": scores}, np.array([0, 1, 2])), [1, 1, 1]
+        accuracy({"hidden": logits[:, ::-1], "logits": logits}, np.array([0, 1, 2])), [1, 1, 1]
     )
 
 
@@ -55,7 +59,9 @@ def test_accuracy_and_cosine_refuse_outputs_that_say_nothing() -> None:
     with pytest.raises(UsageError, match=r"'y' has \(2,\) predictions and there are labels \(2, 3\)"):
         accuracy({"y": np.ones((2, 5))}, np.zeros((2, 3)))
     with pytest.raises(UsageError, match="'y' is one number"):
-        Scorer("cosine", [{"y": np.ones((1, 1))}] * 2)({"y": np.ones((2, 1))}, np.arange(2))
+        scores(
+            Scorer("cosine", references((np.arange(2), {"y": np.ones((2, 1))}))), {"y": np.ones((2, 1))}, np.arange(2)
+        )
 
 
 def test_cosine_is_that_of_all_float_outputs() -> None:
@@ -77,28 +83,26 @@ def test_scorer_finds_the_fp32_outputs_of_each_example() -> None:
     rng = np.random.default_rng(0)
     outputs = rng.normal(size=(5, 4))
     targets = references(
-        [
-            (np.array([3, 0]), {"y": outputs[:2]}),
-            (np.array([2, 1]), {"y": outputs[2:4]}),
-            (np.array([4]), {"y": outputs[4:]}),
-        ]
+        (np.array([3, 0]), {"y": outputs[:2]}),
+        (np.array([2, 1]), {"y": outputs[2:4]}),
+        (np.array([4]), {"y": outputs[4:]}),
     )
     for metric in ("cosine", "agreement"):
         scorer = Scorer(metric, targets)
-        np.testing.assert_array_equal(scorer({"y": outputs[:2]}, np.array([3, 0])), [1, 1])
-        np.testing.assert_array_equal(scorer({"y": outputs[4:]}, np.array([4])), [1])
-        assert scorer({"y": outputs[::-1][:2]}, np.array([3, 0])).min() < 1
+        np.testing.assert_array_equal(scores(scorer, {"y": outputs[:2]}, np.array([3, 0])), [1, 1])
+        np.testing.assert_array_equal(scores(scorer, {"y": outputs[4:]}, np.array([4])), [1])
+        assert scores(scorer, {"y": outputs[::-1][:2]}, np.array([3, 0])).min() < 1
 
 
 def test_scorer_takes_a_function_of_the_users(mine: str) -> None:
     scorer = Scorer(f"{mine}:near", np.array([0.0, 1.0, 0.5]))
-    np.testing.assert_allclose(scorer({"y": np.array([[0.25], [1.0]])}, np.array([2, 1])), [0.75, 1.0])
+    np.testing.assert_allclose(scores(scorer, {"y": np.array([[0.25], [1.0]])}, np.array([2, 1])), [0.75, 1.0])
     with pytest.raises(UsageError, match=r"must give 2 scores in \[0, 1\]"):
-        Scorer(f"{mine}:total", np.zeros(2))({"y": np.zeros((2, 1))}, np.arange(2))
+        scores(Scorer(f"{mine}:total", np.zeros(2)), {"y": np.zeros((2, 1))}, np.arange(2))
     with pytest.raises(UsageError, match=r"must give 2 scores in \[0, 1\]"):
-        Scorer(f"{mine}:near", np.full(2, 9.0))({"y": np.zeros((2, 1))}, np.arange(2))
+        scores(Scorer(f"{mine}:near", np.full(2, 9.0)), {"y": np.zeros((2, 1))}, np.arange(2))
     with pytest.raises(UsageError, match="broken' failed: ZeroDivisionError"):
-        Scorer(f"{mine}:broken", np.zeros(2))({"y": np.zeros((2, 1))}, np.arange(2))
+        scores(Scorer(f"{mine}:broken", np.zeros(2)), {"y": np.zeros((2, 1))}, np.arange(2))
 
 
 def test_load_names_what_is_wrong(mine: str) -> None:
@@ -114,8 +118,8 @@ def test_load_names_what_is_wrong(mine: str) -> None:
 
 
 def test_standard_error_of_a_share_is_the_binomial_one() -> None:
-    scores = np.array([1.0] * 30 + [0.0] * 10)
-    assert standard_error(scores) == pytest.approx((0.75 * 0.25 / 40) ** 0.5)
+    right = np.array([1.0] * 30 + [0.0] * 10)
+    assert standard_error(right) == pytest.approx((0.75 * 0.25 / 40) ** 0.5)
 
 
 def test_soft_score_is_the_probability_of_the_label() -> None:
@@ -131,7 +135,7 @@ def test_scorer_gives_soft_scores_where_the_metric_has_some() -> None:
     soft = Scorer("accuracy", np.array([0, 1])).soft(outputs, positions)
     assert soft is not None
     np.testing.assert_allclose(soft, [0.3, 0.2])
-    theirs = references([(positions, {"y": np.array([[1.0, 0.0], [0.0, 1.0]])})])
+    theirs = references((positions, {"y": np.array([[1.0, 0.0], [0.0, 1.0]])}))
     agreeing = Scorer("agreement", theirs).soft(outputs, positions)
     assert agreeing is not None
     np.testing.assert_allclose(agreeing, [0.7, 0.8])
@@ -151,6 +155,6 @@ def test_scorer_ends_in_one_line_when_a_function_does_not_return(
     monkeypatch.setenv("QNAS_FUNCTION_SECONDS", "0.2")
     scorer = Scorer(f"{mine}:{function}", np.zeros(2))
     with ThreadPoolExecutor(1) as pool:
-        score = partial(scorer, {"y": np.zeros((2, 1))}, np.arange(2))
+        score = partial(scorer.statistics, {"y": np.zeros((2, 1))}, np.arange(2))
         with pytest.raises(UsageError, match=f"the metric 'user_metrics:{function}' failed: {message}"):
             pool.submit(score).result() if in_worker else score()

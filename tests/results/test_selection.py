@@ -14,6 +14,7 @@ from scipy.stats import beta, multinomial
 
 from qnas_plugin.results import selection
 from qnas_plugin.results.selection import exact_p_value, examples_needed, kept_limit, p_value, pick, plan
+from qnas_plugin.results.statistics import Paired
 
 Floats = npt.NDArray[np.float64]
 
@@ -109,9 +110,9 @@ def test_pick_stops_at_the_first_failure_and_recommends_the_fastest_before_it() 
     parts = [differences(5, 2, 600), differences(6, 4, 600), differences(5, 40, 600), differences(9, 0, 600)]
     asked: list[int] = []
 
-    def scores(i: int) -> Floats:
+    def scores(i: int) -> Paired:
         asked.append(i)
-        return parts[i]
+        return Paired(parts[i])
 
     outcome = pick((0, 1, 2, 3), scores, np.array([1.2, 1.5, 2.0, 3.0]), allowed=0.01)
     assert outcome.chosen == 1
@@ -125,7 +126,7 @@ def test_pick_passes_a_member_only_with_its_other_limits() -> None:
     def chosen(p_of_second: float) -> int | None:
         return pick(
             (0, 1),
-            lambda i: differences(5, 2, 600),
+            lambda i: Paired(differences(5, 2, 600)),
             np.array([1.2, 1.5]),
             allowed=0.01,
             others=lambda i: p_of_second if i == 1 else 0.0,
@@ -137,19 +138,19 @@ def test_pick_passes_a_member_only_with_its_other_limits() -> None:
 
 def test_pick_says_what_is_missing_when_nothing_passes() -> None:
     scores = differences(4, 4, 300)
-    outcome = pick((0,), lambda i: scores, np.array([2.0]), allowed=0.005)
+    outcome = pick((0,), lambda i: Paired(scores), np.array([2.0]), allowed=0.005)
     assert outcome.chosen is None
     assert outcome.missing is not None
     assert p_value(scores, outcome.missing.limit) == pytest.approx(0.1, abs=0.005)
     assert outcome.missing.examples is not None
     assert outcome.missing.examples > 300
-    worse = pick((0,), lambda i: differences(0, 9, 300), np.array([2.0]), allowed=0.005)
+    worse = pick((0,), lambda i: Paired(differences(0, 9, 300)), np.array([2.0]), allowed=0.005)
     assert worse.missing is not None
     assert worse.missing.examples is None
 
 
 def test_pick_without_members_chooses_none() -> None:
-    assert pick((), lambda i: np.zeros(9), np.empty(0), allowed=0.01).chosen is None
+    assert pick((), lambda i: Paired(np.zeros(9)), np.empty(0), allowed=0.01).chosen is None
 
 
 @pytest.mark.parametrize("limit", [0.005, 0.02])
@@ -184,7 +185,7 @@ def test_the_whole_pick_errs_no_more_often_than_promised_where_the_best_on_the_s
         within = np.flatnonzero(believed >= -0.01)
         if len(within):
             broken["today"] += losses[within[gains[within].argmax()]] > 0.01
-        outcome = pick(plan(believed, gains), lambda i, own=scores[1]: own[i], gains, allowed=0.01)  # type: ignore[misc]
+        outcome = pick(plan(believed, gains), lambda i, own=scores[1]: Paired(own[i]), gains, allowed=0.01)  # type: ignore[misc]
         if outcome.chosen is not None:
             found += 1
             broken["tests"] += losses[outcome.chosen] > 0.01

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from qnas_plugin.results.statistics import compare, interval
+from qnas_plugin.results.statistics import Paired, compare, interval
 
 
 def test_compare_gives_ratios_and_the_exact_paired_test() -> None:
@@ -35,13 +35,13 @@ def test_interval_holds_the_true_difference_as_often_as_it_says(questions: int) 
     for _ in range(trials):
         differences = rng.choice([-1.0, 0.0, 1.0], p=[0.06, 0.91, 0.03], size=600 // questions).repeat(questions)
         clusters = None if questions == 1 else np.arange(600) // questions
-        low, high = interval(differences, 0.9, clusters) or (0.0, 0.0)
+        low, high = interval(Paired(differences), 0.9, clusters) or (0.0, 0.0)
         held += low <= -0.03 <= high
     assert 0.86 <= held / trials <= 0.97
 
 
 def test_interval_is_not_empty_where_no_example_differs() -> None:
-    low, high = interval(np.zeros(100), 0.9) or (0.0, 0.0)
+    low, high = interval(Paired(np.zeros(100)), 0.9) or (0.0, 0.0)
     assert low == pytest.approx(-0.0164, abs=1e-4)
     assert high == -low
-    assert interval(np.zeros(1), 0.9) is None
+    assert interval(Paired(np.zeros(1)), 0.9) is None

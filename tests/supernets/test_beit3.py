@@ -16,6 +16,7 @@ from qnas_plugin.data import Batch, SplitSizes
 from qnas_plugin.errors import CheckpointError, DataError, UsageError
 from qnas_plugin.evaluate.lab import Lab
 from qnas_plugin.hardware import RuntimeSetting
+from qnas_plugin.measure.metrics import METRICS
 from qnas_plugin.space import Precision
 from qnas_plugin.supernets import Elastic, beit3
 from qnas_plugin.supernets._beit3_model import Beit3Config, Beit3ForImageClassification, Beit3ForVisualQuestionAnswering
@@ -204,7 +205,7 @@ def test_a_trained_supernet_is_searched_with_questions(beit3_checkpoint: Path, q
     )
     smallest = supernet.cut(supernet.space.corner("smallest", Precision.FP32))
     for cut in (None, smallest):
-        assert accuracy(supernet, cut, dataset.report, processor) > 0.8
+        assert accuracy(supernet, cut, dataset.report, processor, metric=METRICS["accuracy"]) > 0.8
     lab = Lab(supernet, dataset, processor, HERE, RuntimeSetting(sequence_length=8))
     lab.check(supernet.space.corner("smallest", Precision.FP32))
     evaluation = lab.evaluate(supernet.space.corner("largest", Precision.INT8), tmp_path)

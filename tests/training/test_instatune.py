@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,9 @@ import pytest
 import torch
 
 from qnas_plugin import registry
-from qnas_plugin.data import Dataset, Processor, SplitSizes
+from qnas_plugin.data import Dataset, Losses, Processor, SplitSizes
 from qnas_plugin.errors import CheckpointError, UsageError
+from qnas_plugin.measure.metrics import METRICS
 from qnas_plugin.space import Precision
 from qnas_plugin.supernets import Elastic, Supernet
 from qnas_plugin.training.instatune import Settings, Step, _augmented, _subnets, accuracy, train
@@ -55,8 +57,8 @@ def test_train_teaches_the_whole_supernet_and_its_smallest_subnet(
         supernet, dataset, processor, Settings(**vars(SETTINGS) | {"epochs": 20}), tmp_path, on_step=steps.append
     )
     assert [step.done for step in steps] == list(range(1, steps[-1].total + 1))
-    assert accuracy(supernet, None, dataset.report, processor) > 0.9
-    assert accuracy(supernet, smallest, dataset.report, processor) > 0.9
+    assert accuracy(supernet, None, dataset.report, processor, metric=METRICS["accuracy"]) > 0.9
+    assert accuracy(supernet, smallest, dataset.report, processor, metric=METRICS["accuracy"]) > 0.9
 
 
 @pytest.mark.parametrize("subnets", ["none", "random"])
@@ -148,12 +150,12 @@ def test_train_teaches_a_convolutional_supernet(tiny_cnn_checkpoint: Path, tmp_p
     encode: Processor = registry.load("tasks", "image_classification").processor(str(tiny_cnn_checkpoint))
     settings = Settings(epochs=6, batch_size=64, learning_rate=5e-3, subnets="sandwich", shrinking=0.5)
     train(supernet, images, encode, settings, tmp_path)
-    assert accuracy(supernet, None, images.report, encode) > 0.85
+    assert accuracy(supernet, None, images.report, encode, metric=METRICS["accuracy"]) > 0.85
     smallest = supernet.cut(supernet.space.corner("smallest", Precision.FP32))
     state = weights(supernet)
-    own = accuracy(supernet, smallest, images.report, encode, statistics=images.calibration)
+    own = accuracy(supernet, smallest, images.report, encode, metric=METRICS["accuracy"], statistics=images.calibration)
     assert own > 0.5
-    assert own > accuracy(supernet, smallest, images.report, encode)
+    assert own > accuracy(supernet, smallest, images.report, encode, metric=METRICS["accuracy"])
     for name, tensor in weights(supernet).items():
         torch.testing.assert_close(tensor, state[name], rtol=0, atol=0, msg=name)
 
@@ -214,4 +216,27 @@ def test_accuracy_is_the_share_of_right_predictions(supernet: Supernet, dataset:
     with torch.no_grad():
         supernet.model.classifier.weight.zero_()
         supernet.model.classifier.bias.copy_(torch.tensor([0.0, 1.0]))
-    assert accuracy(supernet, None, dataset.report, processor) == pytest.approx(np.mean(dataset.report.labels == 1))
+    assert accuracy(supernet, None, dataset.report, processor, metric=METRICS["accuracy"]) == pytest.approx(
+        np.mean(dataset.report.labels == 1)
+    )
+
+
+def test_train_minimises_what_the_task_says(
+    supernet: Supernet, dataset: Dataset, processor: Processor, tmp_path: Path
+) -> None:
+    assert dataset.losses is not None
+    of_classes, asked = dataset.losses, []
+
+    def labels(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        asked.append("labels")
+        return of_classes.labels(logits, labels)
+
+    def teacher(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        asked.append("teacher")
+        return of_classes.teacher(logits, target)
+
+    settings = Settings(epochs=1, batch_size=512)
+    train(supernet, replace(dataset, losses=Losses(labels, teacher)), processor, settings, tmp_path / "own")
+    assert asked == ["labels", "labels", "teacher"]  # the whole supernet, then a subnet that learns from it too
+    with pytest.raises(UsageError, match="its task says no losses"):
+        train(supernet, replace(dataset, losses=None), processor, settings, tmp_path / "none")

@@ -84,7 +84,7 @@ class QnasEvaluator(OliveEvaluator):  # type: ignore[misc]
         device: Device = Device.CPU,
         execution_providers: str | Sequence[str] | None = None,
     ) -> MetricResult:
-        """The value of each metric, whatever its sub-type: accuracy in [0, 1], milliseconds, bytes."""
+        """The value of each metric, whatever its sub-type: what stands as accuracy, milliseconds, bytes."""
         measures, file = lab(self._request), Path(model.model_path)
         found: dict[str, dict[str, Any]] = {}
         for metric in metrics:
@@ -95,7 +95,7 @@ class QnasEvaluator(OliveEvaluator):  # type: ignore[misc]
             else:
                 value = file.stat().st_size
             for part in metric.sub_types:
-                better = metric.type == MetricType.ACCURACY
+                better = metric.type == MetricType.ACCURACY and measures.metric.direction == "maximize"
                 result = {"value": value, "priority": part.priority, "higher_is_better": better}
                 found[joint_metric_key(metric.name, part.name)] = result
         return MetricResult.model_validate(found)
