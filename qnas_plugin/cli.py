@@ -150,6 +150,25 @@ def profile(
 
 
 @app.command(cls=Command)
+@asking(
+    TuneRequest,
+    *("supernet", "checkpoint", "model", "precision", "keep_fp32", "group", "max_groups"),
+    *("task", "data", "metric", "max_length", "calibration_samples", "search_samples", "selection_samples", "out"),
+)
+def sensitivity(asked: dict[str, Any], config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """Say what each single decision does to the accuracy: the full network in FP32 with one of them changed at a time.
+
+    No latency is measured. Stop it with Ctrl-C at any time; the same command continues.
+    """
+    request = TuneRequest.build(asked, config)
+    from qnas_plugin.console import rating
+
+    found = rating(request)
+    if as_json:
+        print(json.dumps([vars(change) for change in found.changes], indent=2, sort_keys=True))
+
+
+@app.command(cls=Command)
 @asking(RetargetRequest)
 def retarget(asked: dict[str, Any], as_json: JsonOption = False) -> None:
     """Turn a finished study into the Pareto set of another CPU or setting, by its latency table, in seconds.

@@ -83,6 +83,17 @@ class Sensitivity:
             terms.append(Term((variable.name,), np.array(losses)[:, None]))
         return tuple(terms)
 
+    def ranked(self) -> list[Change]:
+        """The changes, what loses most first."""
+        return sorted(self.changes, key=lambda change: (change.mean, change.variable, str(change.choice)))
+
+    def fragile(self) -> tuple[str, ...]:
+        """The precision groups that lose more than three standard errors in some format, what loses most first."""
+        lost = [
+            change for change in self.ranked() if change.mean < -3 * change.error and "precision." in change.variable
+        ]
+        return tuple(dict.fromkeys(change.variable.removeprefix("precision.") for change in lost))
+
     def write(self, path: Path) -> None:
         """Writes it as JSON.
 

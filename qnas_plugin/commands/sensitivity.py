@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -14,7 +16,7 @@ from qnas_plugin.additive.sensitivity import Change, Sensitivity, single_changes
 from qnas_plugin.commands.loading import load
 from qnas_plugin.errors import CandidateError, StudyError
 from qnas_plugin.evaluate.lab import Lab
-from qnas_plugin.files import make_folder
+from qnas_plugin.files import make_folder, write_bytes
 from qnas_plugin.files.doors import opened
 from qnas_plugin.files.locks import alone_in, scratch
 from qnas_plugin.measure.belief import SOFT
@@ -78,7 +80,17 @@ def sensitivity(
             on_change(done, len(single))
         found = Sensitivity(dict(centre), name, float(base.mean()), len(base), identity, tuple(changes))
         found.write(request.out / FILE)
+        write_bytes(request.out / "sensitivity.csv", _csv(found).encode())
     return found
+
+
+def _csv(found: Sensitivity) -> str:
+    """A line for each change, what loses most first."""
+    text = io.StringIO()
+    lines = csv.writer(text, lineterminator="\n")
+    lines.writerow(["variable", "choice", "change", "standard_error", "change_of_accuracy"])
+    lines.writerows([c.variable, c.choice, c.mean, c.error, c.accuracy] for c in found.ranked())
+    return text.getvalue()
 
 
 def sensitivity_in(folder: Path, lab: Lab) -> Sensitivity:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import Callable
 from types import UnionType
 from typing import Any, Concatenate, Literal, TypeVar, Union, cast, get_args, get_origin
@@ -30,7 +31,8 @@ class Command(TyperCommand):
         groups: dict[str, list[tuple[str, str]]] = {heading: [] for heading in HEADINGS}
         for param in self.get_params(ctx):
             if record := param.get_help_record(ctx):
-                listed = (record[0], f"{record[1]}{names(param.name)}")
+                text = re.sub(r"\[default: \((.*)\)\]", r"[default: \1]", record[1])  # Typer puts texts into brackets
+                listed = (record[0], f"{text}{names(param.name)}")
                 groups[getattr(param, "rich_help_panel", None) or HEADINGS[-1]].append(listed)
         for heading, records in groups.items():
             if records:

@@ -19,12 +19,14 @@ from qnas_plugin.files import refuse_existing, write_bytes
 from qnas_plugin.request import ExportRequest, ProfileRequest, RetargetRequest, TrainRequest, TuneRequest
 
 if TYPE_CHECKING:
+    from qnas_plugin.additive.sensitivity import Sensitivity
     from qnas_plugin.commands.profile import Progress as Profiled
     from qnas_plugin.commands.retarget import Retargeted
     from qnas_plugin.commands.tune import Progress as Searched
     from qnas_plugin.latency.table import LatencyTable
-    from qnas_plugin.results.member import Member, Result
+    from qnas_plugin.results.member import Result
     from qnas_plugin.training.instatune import Step
+from qnas_plugin.console.tables import called, latency_notes, result_table, sensitivity_table
 
 # Under accelerate launch only the first process speaks.
 console = Console(stderr=True, highlight=False, quiet=os.environ.get("RANK", "0") != "0")
@@ -77,8 +79,8 @@ def tuning(request: TuneRequest) -> Result:
                 bar.console.print(f"[yellow]trial {searched.trial.number} failed: {searched.trial.error}[/yellow]")
 
         result = tune(request, on_stage=lambda text: bar.console.print(f"[dim]{text}[/dim]"), on_progress=on_progress)
-    console.print(_table(result))
-    for sentence in _latency_notes(result.record["latency"]):
+    console.print(result_table(result))
+    for sentence in latency_notes(result.record["latency"]):
         console.print(f"[yellow]{sentence}[/yellow]")
     if int8_overflows():
         console.print(
@@ -198,6 +200,29 @@ def plotting(source: Path, out: Path | None) -> None:
         raise OutputError(f"--out {path} is the table itself; give another file")
     write_bytes(path, plot.render(latency_table.load(source)).encode())
     console.print(f"Wrote {path}")
+
+
+def rating(request: TuneRequest) -> Sensitivity:
+    """Scores single changes, with a bar, and ends with those that lose most."""
+    from qnas_plugin.additive.plot import render
+    from qnas_plugin.commands.sensitivity import sensitivity
+
+    with _bar("") as bar:
+        task = bar.add_task("Scoring", total=None, visible=False)
+
+        def on_change(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total, visible=True)
+            _say_tenths(done, total, "single changes")
+
+        found = sensitivity(request, on_stage=lambda text: bar.console.print(f"[dim]{text}[/dim]"), on_change=on_change)
+    write_bytes(request.out / "sensitivity.html", render(found).encode())
+    console.print(sensitivity_table(found))
+    if fragile := found.fragile():
+        console.print(
+            "These lose more than noise in a format: " + " ".join(f"--keep-fp32 '{name}'" for name in fragile)
+        )
+    console.print(f"Written to {request.out}: sensitivity.json, sensitivity.csv and sensitivity.html")
+    return found
 
 
 def retargeting(request: RetargetRequest) -> Retargeted:
@@ -338,69 +363,3 @@ def _say_tenths(done: int, total: int, text: str) -> None:
     """A line for each tenth of the work, where there is no terminal to draw a bar on."""
     if not console.is_terminal and done * 10 // total > (done - 1) * 10 // total:
         console.print(f"{done} of {total}: {text}")
-
-
-def _latency_notes(latency: Mapping[str, Any]) -> list[str]:
-    """What a reader of latencies must know: that a table predicted them, with its error, or that it does not fit."""
-    notes = [f"The latency table does not quite fit: {note}." for note in latency["notes"]]
-    if latency["verified"] == "predicted":
-        table = latency["table"]
-        notes.insert(
-            0,
-            f"Latencies are predicted, not measured: by the latency table {table['name']}, whose mean error on "
-            f"{table['held_out']} held-out networks is {table['mean_error']:.1%}.",
-        )
-    return notes
-
-
-def called(objective: str, metric: str) -> str:
-    """What people read for an objective: for accuracy the name of the metric, of a user's without its module."""
-    return metric.rpartition(":")[2] if objective == "accuracy" else objective
-
-
-def _table(result: Result) -> Table:
-    predicted = result.record["latency"]["verified"] == "predicted"
-    against: str = result.record["request"]["against"]
-    title = "latency predicted" if predicted else "measured on the report split"
-    table = Table(
-        title=f"Pareto set, {title}, and against the full network in {against.upper()}",
-        title_justify="left",
-        box=box.SIMPLE,
-    )
-    table.add_column("", no_wrap=True, min_width=17)
-    data = result.record["data"]
-    unit = "points" if data["points"] else "change"
-    for name in (called("accuracy", data["metric"]), "latency ms", "size MB", "faster", "smaller", unit):
-        table.add_column(name, justify="right", min_width=max(map(len, name.split())))
-
-    def difference(value: float) -> str:
-        return f"{100 * value:+.2f}" if data["points"] else f"{value:+.4g}"
-
-    def row(member: Member) -> None:
-        metrics, ratio = member.report, member.against.get(f"largest-{against}")
-        ratios = (
-            [
-                f"{ratio['latency_ratio']:.2f}x",
-                f"{ratio['size_ratio']:.2f}x",
-                difference(ratio["accuracy_difference"]),
-            ]
-            if ratio
-            else ["", "", ""]
-        )
-        chosen = member.name == result.recommended
-        table.add_row(
-            ("> " if chosen else "  ") + member.name,
-            f"{metrics['accuracy']:.4f}",
-            f"{metrics['latency_ms']:.3f}",
-            f"{metrics['size_mb']:.2f}",
-            *ratios,
-            style="bold" if chosen else None,
-        )
-
-    for member in result.members:
-        if not member.dominated or member.name == result.recommended:
-            row(member)
-    table.add_section()
-    for member in result.baselines:
-        row(member)
-    return table
