@@ -94,6 +94,6 @@ def sensitivity_table(found: Sensitivity) -> Table:
     for column in ("decision", "points", "standard error", "points of accuracy"):
         table.add_column(column, justify="left" if column == "decision" else "right")
     for change in found.ranked()[:MOST]:
-        name = f"{change.variable} = {change.choice}"
-        table.add_row(name, *(f"{100 * value:+.2f}" for value in (change.mean, change.error, change.accuracy)))
+        mean, error, accuracy = (100 * value for value in (change.mean, change.error, change.accuracy))
+        table.add_row(f"{change.variable} = {change.choice}", f"{mean:+.2f}", f"{error:.2f}", f"{accuracy:+.2f}")
     return table

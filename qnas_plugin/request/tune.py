@@ -43,8 +43,8 @@ class TuneRequest(Request):
     )
     metric: Annotated[str | None, Shown("Data", "accuracy with labels, else cosine")] = Field(
         None,
-        description="What stands as accuracy: accuracy, f1, miou, spearman, perplexity, agreement or cosine with the FP32 "
-        "model, or module:function.",
+        description="What stands as accuracy: accuracy, f1, miou, spearman, perplexity, agreement or cosine with the "
+        "FP32 model, or module:function.",
     )
     precision: Annotated[tuple[str, ...], Shown("What", "int8, fp32", "FORMAT")] = Field(
         (), description="Choice of each group, see: qnas show precisions."
