@@ -31,7 +31,7 @@ from qnas_plugin.measure.metrics.metric import Metric
 from qnas_plugin.measure.metrics.references import References
 from qnas_plugin.quantizers import kernels
 from qnas_plugin.quantizers.outliers import Outlier
-from qnas_plugin.space import Candidate, Precision
+from qnas_plugin.space import Candidate
 from qnas_plugin.study.evaluation import Evaluation
 from qnas_plugin.supernets import Network
 
@@ -114,7 +114,7 @@ class Lab:
             ),
             self.setting,
             self.judge,
-            Job(timed, self.network.cut(timed)) if timed is not None and measured else None,
+            self._job(timed, None) if timed is not None and measured else None,
         )
 
     @cached_property
@@ -127,7 +127,10 @@ class Lab:
         if self.estimator is not None:
             latency_ms = self.estimate(candidate)
             latency = (latency_ms, self.estimator.table.fidelity.errors.mean_error * latency_ms)
-        return Job(candidate, self.network.cut(candidate), latency)
+        return self._job(candidate, latency)
+
+    def _job(self, candidate: Candidate, latency: tuple[float, float] | None) -> Job:
+        return Job(candidate, self.network.cut(candidate), self.network.space.policy(candidate), latency)
 
     def build(self, candidate: Candidate) -> onnx.ModelProto:
         """The candidate's ONNX model, the same bytes each time.
@@ -188,7 +191,8 @@ class Lab:
         Raises:
             MeasurementError: ONNX Runtime cannot run the file.
         """
-        groups = {group: names for group, names in self.graph.groups.items() if f"precision.{group}" in candidate}
+        policy = self.network.space.policy(candidate)
+        groups = {group: names for group, names in self.graph.groups.items() if group in policy}
         return kernels.executed(model, groups)
 
     def latency(self, models: Sequence[Path], rounds: int = 3) -> list[Latency]:
@@ -248,7 +252,7 @@ class Lab:
         """The metric with the labels, or with what the whole FP32 network gives."""
         if not self.metric.of_reference:
             return Scorer(self.dataset.metric, examples.labels)
-        whole = self.network.cut(self.network.space.corner("largest", Precision.FP32))
+        whole = self.network.cut(self.network.space.corners["largest-fp32"])
         found = References(Runs(self.graph, whole, batches, detect().usable_cores))
         with between_measurements():
             found.make()

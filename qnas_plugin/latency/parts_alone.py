@@ -50,8 +50,8 @@ def build(graph: Graph, supernet: Supernet, candidate: Candidate) -> onnx.ModelP
         CandidateError: It cannot be built, or its policy did not land.
     """
     model = materialize(graph, supernet.cut(candidate))
-    groups = {group: nodes for group, nodes in graph.groups.items() if f"precision.{group}" in candidate}
-    policy = {group: str(candidate[f"precision.{group}"]) for group in groups}
+    policy = supernet.space.policy(candidate)
+    groups = {group: nodes for group, nodes in graph.groups.items() if group in policy}
     return _uncalibrated(model, groups).emit(policy)
 
 
@@ -97,11 +97,8 @@ def isolate(
             yield _alone(key, _rounding(model, name, read, pooling), {name: values[name]}, number)
         for key, candidate, names, needed, made in cuts:
             own = _extract(model, names, needed, made)
-            policy = {
-                group: str(candidate[f"precision.{group}"])
-                for group, nodes in graph.groups.items()
-                if nodes[0] in names
-            }
+            everywhere = supernet.space.policy(candidate)
+            policy = {group: everywhere[group] for group, nodes in graph.groups.items() if nodes[0] in names}
             groups = {group: graph.groups[group] for group in policy}
             whole = _uncalibrated(own, groups).emit(policy)
             yield _alone(key, whole, {name: values[name] for name in needed}, number)
@@ -124,7 +121,7 @@ def ranges(model: onnx.ModelProto) -> Ranges:
 
 def _uncalibrated(model: onnx.ModelProto, groups: Groups) -> Calibrated:
     found = ranges(model)
-    clipped = {str(format.calibration): found for format in FORMATS.values()}
+    clipped = {str(format.ranges): found for format in FORMATS.values()}
     return Calibrated(model, groups, found, clipped, channels=dict(channels.alike(model, _RANGE)))
 
 

@@ -150,7 +150,7 @@ class CnnSupernet:
     @cached_property
     def space(self) -> SearchSpace:
         policy = [
-            Variable(f"precision.{group}", self.precisions.of(group, layer.precisions), "precision", layer.when)
+            Variable.precision(group, self.precisions.of(group, layer.precisions), layer.when)
             for group, layer in {layer.group: layer for layer in self.plan.layers}.items()
         ]
         return SearchSpace((*self.plan.variables, *policy))

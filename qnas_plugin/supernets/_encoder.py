@@ -120,10 +120,8 @@ class EncoderSupernet:
         for i, when in enumerate(exists):
             for group in self.layout.linears:
                 choices = self.precisions.of(f"layer.{i}.{group}")
-                variables.append(Variable(f"precision.layer.{i}.{group}", choices, "precision", when))
-        variables.extend(
-            Variable(f"precision.{group}", self.precisions.of(group), "precision") for group in self.layout.others
-        )
+                variables.append(Variable.precision(f"layer.{i}.{group}", choices, when))
+        variables.extend(Variable.precision(group, self.precisions.of(group)) for group in self.layout.others)
         return SearchSpace(tuple(variables))
 
     @cached_property

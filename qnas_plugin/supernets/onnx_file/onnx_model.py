@@ -80,11 +80,7 @@ class OnnxModel:
 
     @cached_property
     def space(self) -> SearchSpace:
-        return SearchSpace(
-            tuple(
-                Variable(f"precision.{name}", self.precisions.choices or DEFAULT, "precision") for name in self.groups
-            )
-        )
+        return SearchSpace(tuple(Variable.precision(name, self.precisions.choices or DEFAULT) for name in self.groups))
 
     @property
     def label_names(self) -> tuple[str, ...]:
