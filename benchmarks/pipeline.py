@@ -207,7 +207,7 @@ def plain(
 ) -> dict[str, float]:
     """Seconds of each stage of the plain way, to a file on disk."""
     began, cpu = time.perf_counter(), time.process_time()
-    supernet.activate(supernet.cut(candidate))
+    supernet.activate(candidate)
     exported = folder / "exported.onnx"
     onnx.save(export_module(supernet.model, batches[0].inputs), exported)
     supernet.activate(None)

@@ -238,7 +238,7 @@ class Lab:
         """
         cut, batch = self.network.cut(candidate), self.bench.calibration[0]
         ((_, got),) = run(subnet(self.graph, cut), [batch], threads=detect().usable_cores)
-        for name, expected in self.network.outputs(cut, batch.inputs).items():
+        for name, expected in self.network.outputs(candidate, batch.inputs).items():
             if isinstance(expected, np.ndarray) and (bad := _not_finite(expected)) is not None:
                 odd = [f"'{name}'" for name, values in batch.inputs.items() if _not_finite(values) is not None]
                 source = f", as the data has in {' and '.join(odd)}; it" if odd else ", which"

@@ -106,8 +106,8 @@ class Network(Protocol):
         """
         ...
 
-    def outputs(self, cut: Cut, inputs: Inputs) -> Mapping[str, npt.NDArray[Any]]:
-        """What a cut gives for one batch, computed without that graph."""
+    def outputs(self, candidate: Candidate, inputs: Inputs) -> Mapping[str, npt.NDArray[Any]]:
+        """What a candidate gives for one batch, without that graph; in FP32 unless it was trained quantized."""
         ...
 
     def cut(self, candidate: Candidate) -> Cut:
@@ -167,8 +167,11 @@ class Supernet(Network, Protocol):
         """
         ...
 
-    def activate(self, cut: Cut | None) -> None:
-        """Makes ``model`` compute a subnet; None is the whole supernet."""
+    def activate(self, candidate: Candidate | None) -> None:
+        """Makes ``model`` compute a candidate; None is the whole supernet in FP32.
+
+        A family that trains quantized networks computes in the formats of the candidate's policy, others in FP32.
+        """
         ...
 
     def order(self, batches: Iterable[Batch]) -> None:

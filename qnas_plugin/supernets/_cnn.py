@@ -209,8 +209,8 @@ class CnnSupernet:
         self.activate(None)
         return export(self.model, self.groups, inputs)
 
-    def outputs(self, cut: Cut, inputs: Inputs) -> Mapping[str, npt.NDArray[Any]]:
-        return outputs(self, cut, inputs)
+    def outputs(self, candidate: Candidate, inputs: Inputs) -> Mapping[str, npt.NDArray[Any]]:
+        return outputs(self, candidate, inputs)
 
     def cut(self, candidate: Candidate) -> Cut:
         def exists(condition: Condition | None) -> bool:
@@ -228,9 +228,10 @@ class CnnSupernet:
             {layer.path: int(candidate[layer.kernel]) for layer in kept if layer.kernel is not None},
         )
 
-    def activate(self, cut: Cut | None) -> None:
-        if cut is None:
-            cut = self.cut(self.space.corner("largest", Precision.FP32))
+    def activate(self, candidate: Candidate | None) -> None:
+        self._take(self.cut(self.space.corners["largest-fp32"] if candidate is None else candidate))
+
+    def _take(self, cut: Cut) -> None:
         for path in self.plan.optional:
             self.model.get_submodule(path).skipped = path in cut.skipped
         for path, width in cut.widths.items():
@@ -345,7 +346,7 @@ class CnnSupernet:
         try:
             yield
         finally:
-            self.activate(before)
+            self._take(before)
 
 
 class Classifier(ElasticLinear):

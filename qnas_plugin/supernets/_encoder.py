@@ -173,8 +173,8 @@ class EncoderSupernet:
         self.activate(None)
         return export(self.model, self.groups, inputs)
 
-    def outputs(self, cut: Cut, inputs: Inputs) -> Mapping[str, npt.NDArray[Any]]:
-        return outputs(self, cut, inputs)
+    def outputs(self, candidate: Candidate, inputs: Inputs) -> Mapping[str, npt.NDArray[Any]]:
+        return outputs(self, candidate, inputs)
 
     def cut(self, candidate: Candidate) -> Cut:
         kept = kept_layers(len(self.layers), int(candidate["depth"]))
@@ -194,9 +194,8 @@ class EncoderSupernet:
         skipped = tuple(f"{self.layout.layers}.{i}" for i in range(len(self.layers)) if i not in kept)
         return Cut(skipped, widths)
 
-    def activate(self, cut: Cut | None) -> None:
-        if cut is None:
-            cut = self.cut(self.space.corner("largest", Precision.FP32))
+    def activate(self, candidate: Candidate | None) -> None:
+        cut = self.cut(self.space.corners["largest-fp32"] if candidate is None else candidate)
         kept = []
         for i, layer in enumerate(self.layers):
             if f"{self.layout.layers}.{i}" in cut.skipped:
@@ -315,9 +314,9 @@ class EncoderSupernet:
 
 
 @torch.no_grad()
-def outputs(supernet: Supernet, cut: Cut, inputs: Inputs) -> Mapping[str, npt.NDArray[Any]]:
-    """What torch computes of a subnet for one batch."""
-    supernet.activate(cut)
+def outputs(supernet: Supernet, candidate: Candidate, inputs: Inputs) -> Mapping[str, npt.NDArray[Any]]:
+    """What torch computes of a candidate for one batch."""
+    supernet.activate(candidate)
     tensors = {name: torch.as_tensor(array) for name, array in inputs.items()}
     values = {OUTPUT: supernet.model(**tensors).logits.numpy()}
     supernet.activate(None)

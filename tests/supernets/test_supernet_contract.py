@@ -127,8 +127,7 @@ def sampled(supernet: Supernet, count: int) -> list[Candidate]:
 
 def hard_pruned(supernet: Supernet, candidate: Candidate) -> torch.nn.Module:
     """The subnet as a model of its own, every layer cut to size: the plain way, with nothing shared."""
-    cut = supernet.cut(candidate)
-    supernet.activate(cut)
+    supernet.activate(candidate)
     model = copy.deepcopy(supernet.model)
     supernet.activate(None)
     for name, module in list(model.named_modules()):
@@ -175,13 +174,13 @@ def test_activate_computes_the_hard_pruned_subnet(supernet: Supernet, family: st
         pruned = hard_pruned(supernet, candidate)
         with torch.no_grad():
             expected = pruned(**{name: torch.as_tensor(array) for name, array in INPUTS[family].items()}).logits
-        supernet.activate(supernet.cut(candidate))
+        supernet.activate(candidate)
         np.testing.assert_allclose(run(supernet, family), expected.numpy(), atol=1e-5)
 
 
 def test_activate_restores_the_whole_supernet_when_none(supernet: Supernet, family: str) -> None:
     before = run(supernet, family)
-    supernet.activate(supernet.cut(sampled(supernet, 1)[0]))
+    supernet.activate(sampled(supernet, 1)[0])
     assert not np.allclose(run(supernet, family), before)
     supernet.activate(None)
     np.testing.assert_array_equal(run(supernet, family), before)
@@ -189,7 +188,7 @@ def test_activate_restores_the_whole_supernet_when_none(supernet: Supernet, fami
 
 def test_order_keeps_the_function_and_sorts_units(supernet: Supernet, family: str) -> None:
     before = run(supernet, family)
-    smallest = supernet.cut(supernet.space.corner("smallest", Precision.FP32))
+    smallest = supernet.space.corners["smallest-fp32"]
     supernet.activate(smallest)
     small_before = run(supernet, family)
     supernet.activate(None)
@@ -203,7 +202,7 @@ def test_materialize_matches_torch_for_random_subnets(supernet: Supernet, family
     for candidate in sampled(supernet, 6):
         cut = supernet.cut(candidate)
         got = logits(materialize(graph, cut).SerializeToString(), INPUTS[family])
-        supernet.activate(cut)
+        supernet.activate(candidate)
         np.testing.assert_allclose(got, run(supernet, family), atol=1e-5)
         supernet.activate(None)
 
@@ -236,13 +235,11 @@ def test_materialize_is_deterministic(supernet: Supernet, family: str, graph: Gr
 
 
 def test_groups_name_nodes_of_every_subnet(supernet: Supernet, family: str, graph: Graph) -> None:
-    assert list(graph.groups) == [
-        v.name.removeprefix("precision.") for v in supernet.space.variables if v.kind == "precision"
-    ]
+    assert list(graph.groups) == [v.group for v in supernet.space.variables if v.kind == "precision"]
     for candidate in sampled(supernet, 4):
         nodes = {node.name for node in materialize(graph, supernet.cut(candidate)).graph.node}
         for group, names in graph.groups.items():
-            assert (f"precision.{group}" in candidate) == all(name in nodes for name in names), group
+            assert (group in supernet.space.policy(candidate)) == all(name in nodes for name in names), group
 
 
 def test_weight_mb_counts_the_weights_of_the_subnet(supernet: Supernet, family: str, graph: Graph) -> None:
@@ -290,7 +287,7 @@ def test_save_round_trips_and_hugging_face_reads_it(
     supernet: Supernet, family: str, tmp_path: Path, checkpoint: Path
 ) -> None:
     supernet.order([Batch(INPUTS[family], np.arange(3))])
-    supernet.activate(supernet.cut(supernet.space.corner("smallest", Precision.FP32)))
+    supernet.activate(supernet.space.corners["smallest-fp32"])
     supernet.save(tmp_path)
     supernet.activate(None)
     loaded = module(family).load(str(tmp_path))

@@ -111,7 +111,7 @@ class OnnxModel:
         model.graph.input.extend(kept)
         return Graph(model, self.outline.weights, self.groups)
 
-    def outputs(self, cut: Cut, inputs: Inputs) -> Mapping[str, Any]:
+    def outputs(self, candidate: Candidate, inputs: Inputs) -> Mapping[str, Any]:
         with door(CheckpointError, f"ONNX Runtime cannot run '{self.file}' on the data"):
             session = runtime.session(self.file, 1, spinning=False, prepack=False)
             names = [output.name for output in session.get_outputs()]
