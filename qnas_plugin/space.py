@@ -266,6 +266,27 @@ class SearchSpace:
         return self.candidate(values)
 
     @cached_property
+    def formats(self) -> Mapping[str, tuple[str, ...]]:
+        """Precision group to the names of the formats that it can have."""
+        return {group: tuple(dict.fromkeys(self._choices(group))) for group in self._of_group}
+
+    def at(self, genes: Genes, group: str, format: str) -> npt.NDArray[np.bool_]:
+        """In which canonical genotypes ``(m, n)`` a group exists in a format, ``(m,)``."""
+        columns = [self.index[variable.name] for variable in self._of_group[group]]
+        code = np.zeros(len(genes), dtype=np.int64)
+        for i in columns:
+            code = code * self.sizes[i] + genes[:, i]
+        found = np.array([name == format for name in self._choices(group)])[code]
+        return np.logical_and(self.active(genes)[:, columns[0]], found)
+
+    def _choices(self, group: str) -> list[str]:
+        """The format of each combination of choices, the last variable's fastest."""
+        own = self._of_group[group]
+        names = [variable.name for variable in own]
+        every = itertools.product(*(variable.choices for variable in own))
+        return [_format(own, dict(zip(names, choices, strict=True))) for choices in every]
+
+    @cached_property
     def _of_group(self) -> dict[str, list[Variable]]:
         groups: dict[str, list[Variable]] = {}
         for variable in self.variables:

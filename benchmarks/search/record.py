@@ -224,7 +224,7 @@ def _front(recorded: Recorded, supernet: Supernet, rows: list[dict[str, Any]], r
     def score(found: Genes) -> _evolution.Scores:
         found = space.canonical(found)
         accuracies = ridge.predict(space.features(found))
-        losses = np.column_stack([-accuracies, recorded.latency(found), supernet.weight_mb(found)])
+        losses = np.column_stack([-accuracies, recorded.latency(found), recorded.size_mb(found)])
         return losses, np.zeros((len(found), 0))
 
     start = genes[rng.permutation(len(genes))[:200]]

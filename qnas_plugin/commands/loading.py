@@ -96,6 +96,7 @@ def assemble(
         judge=judge,
         reference=network.space.corners[request.reference],
         identity=identity,
+        computes=request.computes,
     )
 
 

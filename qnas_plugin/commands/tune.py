@@ -20,7 +20,7 @@ from qnas_plugin.results.member import Result
 from qnas_plugin.results.verify import verify
 from qnas_plugin.results.write import write_result
 from qnas_plugin.search import Algorithm, ExactMetric, Problem
-from qnas_plugin.space import Candidate, Precision
+from qnas_plugin.space import Candidate
 from qnas_plugin.study.drive import drive
 from qnas_plugin.study.evaluation import Evaluation, Trial
 from qnas_plugin.study.study import Study
@@ -148,10 +148,7 @@ def _search(
     on_progress: Callable[[Progress], None],
 ) -> None:
     supernet = lab.network
-    largest = supernet.space.corner("largest", Precision.FP32)
-    weights_mb = float(supernet.weight_mb(supernet.space.encode(largest)[None, :])[0])
-    overhead_mb = lab.file_mb(largest) - weights_mb
-    exact: dict[str, ExactMetric] = {"size_mb": lambda genes: supernet.weight_mb(genes) + overhead_mb}
+    exact: dict[str, ExactMetric] = {name: lab.costs.functions[name] for name in lab.computes}
     if lab.estimator is not None:
         exact["latency_ms"] = lab.estimator
     objectives = directed(request.objectives, lab.metric.direction)

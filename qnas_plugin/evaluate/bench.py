@@ -64,12 +64,14 @@ class Job:
         cut: What its subnet keeps.
         policy: The format of each precision group that it has.
         latency: Milliseconds and their spread, where a table gives them; None is to be measured.
+        computed: Metrics that follow from the candidate.
     """
 
     candidate: Candidate
     cut: Cut
     policy: Policy
     latency: tuple[float, float] | None = None
+    computed: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,7 +177,7 @@ class Bench:
         found = accuracy_of(scored)
         with _stage("latency", seconds):
             timed, spread_ms = self._latency(path, folder, threads) if job.latency is None else _of_table(job.latency)
-        metrics = {**found.metrics, **timed, "size_mb": size_mb(path)}
+        metrics = {**found.metrics, **timed, **job.computed, "size_mb": size_mb(path)}
         spread = {**found.spread, "latency_ms": spread_ms}
         environment = dict(described()) | {"setting": str(self.setting)}
         return replace(found, metrics=metrics, spread=spread, seconds=seconds, environment=environment)

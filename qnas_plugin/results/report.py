@@ -17,7 +17,10 @@ from qnas_plugin.quantizers.formats import format_of
 from qnas_plugin.space import SearchSpace
 from qnas_plugin.study.evaluation import Trial
 
-AXES = {"latency_ms": "latency (ms)", "size_mb": "size (MB)"}
+AXES = {
+    **{"latency_ms": "latency (ms)", "size_mb": "size (MB)"},
+    **{"gmacs": "multiply-accumulates (10^9)", "gbitops": "bit operations (10^9)"},
+}
 INT8, FP32, ABSENT = "#1f6feb", "#f0883e", "#eaeef2"
 OTHERS = ("#8250df", "#2da44e", "#bf3989", "#0550ae", "#9a6700", "#57606a")
 """Colours of formats beside plain INT8 and FP32, in the order in which they come."""

@@ -21,11 +21,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
 import numpy.typing as npt
 
 from qnas_plugin.data import Batch, Inputs
-from qnas_plugin.space import Candidate, Genes, SearchSpace
+from qnas_plugin.space import Candidate, SearchSpace
 
 if TYPE_CHECKING:
     import torch
@@ -112,10 +111,6 @@ class Network(Protocol):
 
     def cut(self, candidate: Candidate) -> Cut:
         """What the candidate's subnet keeps."""
-        ...
-
-    def weight_mb(self, genes: Genes) -> npt.NDArray[np.float64]:
-        """Canonical genotypes ``(m, n)`` to the megabytes ``(m,)`` of their groups' weights; no graph overhead."""
         ...
 
     def config(self, candidate: Candidate) -> dict[str, Any]:

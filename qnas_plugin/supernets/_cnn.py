@@ -26,10 +26,9 @@ from qnas_plugin.build.graph import Cut, Graph
 from qnas_plugin.data import Batch, Inputs
 from qnas_plugin.hardware import RuntimeSetting
 from qnas_plugin.quantizers.formats import DEFAULT, Precisions
-from qnas_plugin.space import Candidate, Condition, Genes, Precision, SearchSpace, Variable
+from qnas_plugin.space import Candidate, Condition, SearchSpace, Variable
 from qnas_plugin.supernets import Elastic, Part
 from qnas_plugin.supernets._checkpoint import fingerprint, write_record
-from qnas_plugin.supernets._cnn_layers import ElasticConv
 from qnas_plugin.supernets._encoder import outputs
 from qnas_plugin.supernets._encoder_layers import ElasticLinear
 
@@ -285,30 +284,6 @@ class CnnSupernet:
                 for tensor in tensors:
                     if tensor is not None:
                         tensor.copy_(tensor[rank])
-
-    def weight_mb(self, genes: Genes) -> npt.NDArray[np.float64]:
-        space, active = self.space, self.space.active(genes)
-
-        def count(channels: Channels) -> npt.NDArray[np.int64]:
-            return np.broadcast_to(
-                channels.table[tuple(genes[:, space.index[name]] for name in channels.variables.values())], len(genes)
-            )
-
-        total = np.zeros(len(genes))
-        for layer in self.plan.layers:
-            module, precision = self.model.get_submodule(layer.path), space.index[f"precision.{layer.group}"]
-            size = count(layer.outputs).astype(np.float64)
-            if not self._depthwise(layer):
-                size = size * count(layer.inputs)
-            if layer.kernel is not None:
-                i = space.index[layer.kernel]
-                size = size * np.array(space.variables[i].choices)[genes[:, i]] ** 2
-            elif isinstance(module, ElasticConv):
-                size = size * module.kernels[-1] ** 2
-            choices = space.variables[precision].choices
-            width = np.array([4 if choice == Precision.FP32 else 1 for choice in choices])
-            total += size * width[genes[:, precision]] * active[:, precision]
-        return total / 1e6
 
     def config(self, candidate: Candidate) -> dict[str, Any]:
         config: dict[str, Any] = json.loads(self.model.config.to_json_string(use_diff=False))

@@ -14,7 +14,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
@@ -25,7 +24,7 @@ from qnas_plugin.data import Batch, Inputs
 from qnas_plugin.errors import UsageError
 from qnas_plugin.hardware import RuntimeSetting
 from qnas_plugin.quantizers.formats import Precisions
-from qnas_plugin.space import Candidate, Condition, Genes, Precision, SearchSpace, Variable
+from qnas_plugin.space import Candidate, Condition, SearchSpace, Variable
 from qnas_plugin.supernets import Elastic, Part, Supernet
 from qnas_plugin.supernets._checkpoint import fingerprint, write_record
 from qnas_plugin.supernets._encoder_layers import ElasticLayerNorm, ElasticLinear
@@ -254,33 +253,6 @@ class EncoderSupernet:
             for vectors in (module.weight, module.bias):
                 if vectors is not None:
                     vectors.copy_(vectors[columns])
-
-    def weight_mb(self, genes: Genes) -> npt.NDArray[np.float64]:
-        space, active = self.space, self.space.active(genes)
-
-        def column(name: str) -> npt.NDArray[np.float64]:
-            i = space.index[name]
-            choices = np.array(space.variables[i].choices)
-            if space.variables[i].kind == "precision":
-                choices = np.where(choices == Precision.FP32.value, 4, 1)
-            return np.asarray(choices[genes[:, i]] * active[:, i], dtype=np.float64)
-
-        total = np.zeros(len(genes))
-        for i in range(len(self.layers)):
-            inner, ffn = column(f"layer.{i}.heads") * self.head_size, column(f"layer.{i}.ffn")
-            for group in self.layout.linears:
-                experts = self._linears(i, group)
-                linear = experts[0]
-                count = {
-                    "attention_output": inner * linear.out_features,
-                    "intermediate": ffn * linear.in_features,
-                    "output": ffn * linear.out_features,
-                }.get(group, inner * linear.in_features)
-                total += len(experts) * count * column(f"precision.layer.{i}.{group}")
-        for group, paths in self.layout.others.items():
-            size = sum(self.model.get_submodule(path).weight.numel() for path in paths)
-            total += size * column(f"precision.{group}")
-        return total / 1e6
 
     def config(self, candidate: Candidate) -> dict[str, Any]:
         config: dict[str, Any] = json.loads(self.model.config.to_json_string(use_diff=False))

@@ -13,6 +13,7 @@ from qnas_plugin import registry
 from qnas_plugin.data import Dataset, Losses, Processor, SplitSizes
 from qnas_plugin.errors import CheckpointError, UsageError
 from qnas_plugin.measure.metrics import METRICS
+from qnas_plugin.space import Candidate
 from qnas_plugin.supernets import Elastic, Supernet
 from qnas_plugin.training.instatune import Settings, Step, _augmented, _subnets, accuracy, train
 from qnas_plugin.training.state import RESUME_FILE, finish

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 
 from qnas_plugin.build.graph import Cut
@@ -30,7 +29,7 @@ from qnas_plugin.errors import CheckpointError, DataError, UsageError, door
 from qnas_plugin.files.doors import read_json
 from qnas_plugin.quantizers.formats import DEFAULT, Precisions, matches
 from qnas_plugin.runtimes import onnxruntime as runtime
-from qnas_plugin.space import Candidate, Genes, Precision, SearchSpace, Variable
+from qnas_plugin.space import Candidate, SearchSpace, Variable
 from qnas_plugin.supernets.onnx_file.plain import Plain, plain
 from qnas_plugin.supernets.onnx_file.refusal import no_layer
 
@@ -119,13 +118,6 @@ class OnnxModel:
 
     def cut(self, candidate: Candidate) -> Cut:
         return Cut((), {})
-
-    def weight_mb(self, genes: Genes) -> npt.NDArray[np.float64]:
-        total = np.zeros(len(genes))
-        for i, (variable, names) in enumerate(zip(self.space.variables, self.groups.values(), strict=True)):
-            bytes_ = np.array([4 if choice == Precision.FP32 else 1 for choice in variable.choices])
-            total += bytes_[genes[:, i]] * sum(dict(self._sizes[name] for name in names).values())
-        return total / 1e6
 
     @cached_property
     def _sizes(self) -> Mapping[str, tuple[str, int]]:
