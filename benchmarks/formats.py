@@ -65,7 +65,7 @@ def main() -> None:
 
 def load(options: argparse.Namespace) -> Lab:
     """The network with its data; nothing is searched, so that all held-out examples may be used."""
-    precisions = Precisions((*FORMATS, FP32))
+    precisions = Precisions(tuple(FORMATS))
     task = registry.load("tasks", options.task or "arrays")
     sizes = SplitSizes(calibration=options.calibration, search=options.examples, selection=0, report=1)
     dataset = task.load(options.data, sizes=sizes)

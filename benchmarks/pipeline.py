@@ -86,16 +86,11 @@ def compare(name: str, count: int, examples: int, folder: Path) -> None:
     rows: dict[str, list[float]] = {}
     for genes, other in zip(*(space.sample(count, np.random.default_rng(seed)) for seed in (0, 1)), strict=True):
         candidate = space.decode(genes)
-        second = space.candidate(
-            {
-                variable: space.decode(other).get(variable, value) if variable.startswith("precision.") else value
-                for variable, value in candidate.items()
-            }
-        )
+        second = space.with_policy(candidate, space.policy(space.decode(other)))
         for title, which in (("here", candidate), ("second", second)):
             seconds: dict[str, float] = {}
             began, cpu = time.perf_counter(), time.process_time()
-            job = Job(which, supernet.cut(which))
+            job = Job(which, supernet.cut(which), supernet.space.policy(which))
             write(folder / "here.onnx", bench.build(job, seconds, threads=detect().usable_cores))
             seconds["all"] = time.perf_counter() - began
             seconds["CPU"] = time.process_time() - cpu
@@ -138,7 +133,7 @@ def peak(name: str, which: str, folder: Path) -> dict[str, float]:
             plain(supernet, bench.graph, candidate, padded, folder)
             mark(f"largest candidate in {precision} built")
         else:
-            job = Job(candidate, supernet.cut(candidate), (1.0, 0.0))
+            job = Job(candidate, supernet.cut(candidate), supernet.space.policy(candidate), (1.0, 0.0))
             bench.evaluate(job, folder, threads=detect().usable_cores)
             mark(f"largest candidate in {precision} built and run")
     return peaks
@@ -212,13 +207,13 @@ def plain(
 ) -> dict[str, float]:
     """Seconds of each stage of the plain way, to a file on disk."""
     began, cpu = time.perf_counter(), time.process_time()
-    supernet.activate(supernet.cut(candidate))
+    supernet.activate(candidate)
     exported = folder / "exported.onnx"
     onnx.save(export_module(supernet.model, batches[0].inputs), exported)
     supernet.activate(None)
     done = time.perf_counter()
-    groups = {group: nodes for group, nodes in graph.groups.items() if f"precision.{group}" in candidate}
-    int8 = {node for group, nodes in groups.items() if candidate[f"precision.{group}"] == "int8" for node in nodes}
+    policy = supernet.space.policy(candidate)
+    int8 = {node for group, nodes in graph.groups.items() if policy.get(group) == "int8" for node in nodes}
     off = {"weight": {"dtype": ["fp32"]}, "activation": {"dtype": ["fp32"]}}
     model = onnx.load(exported)
     config = PostTrainingQuantConfig(

@@ -75,7 +75,7 @@ def search(request: TuneRequest, count: int, seed: int, cpus: Sequence[int]) -> 
     os.environ["XDG_CACHE_HOME"] = f"{request.out}/{seed}-{count}"
     lab = load(request)
     supernet = lab.network
-    exact: dict[str, ExactMetric] = {"size_mb": supernet.weight_mb}
+    exact: dict[str, ExactMetric] = {"size_mb": lab.costs.size_mb}
     if lab.estimator is not None:
         exact["latency_ms"] = lab.estimator
     problem = Problem(supernet.space, objectives(request), exact=exact)

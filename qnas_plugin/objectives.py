@@ -25,11 +25,16 @@ METRICS: dict[str, Direction] = {
     "accuracy": "maximize",
     "latency_ms": "minimize",
     "size_mb": "minimize",
+    "gmacs": "minimize",
+    "gbitops": "minimize",
 }
 """The metrics that can be objectives or limited, with the usual direction in which each gets better.
 
 What stands as accuracy may get better the other way: see `directed`.
 """
+
+COMPUTED = ("size_mb", "gmacs", "gbitops")
+"""Those that follow from the candidate alone; see ``qnas_plugin.measure.costs``."""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ of a choice. Canonical genotypes have 0 in place of every inactive gene.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,6 +28,10 @@ from qnas_plugin.errors import UsageError, quoted
 Value = int | float | str
 Genes = npt.NDArray[np.int64]
 Features = npt.NDArray[np.float64]
+
+
+_PREFIX = "precision."
+"""What the names of precision variables begin with in stored studies."""
 
 
 class Precision(StrEnum):
@@ -53,12 +58,26 @@ class Variable:
         choices: What it can be, smallest first; at least one.
         kind: Whether it shapes the subnet or sets the precision of a group.
         when: The condition under which it exists; None means always.
+        group: The group whose precision it sets; None is the one of its name, ``precision.<group>``.
+        role: What of the group it sets; where weights and activations are apart, the format is that of both choices
+            one after the other: ``w2`` and ``a4`` are ``w2a4``.
     """
 
     name: str
     choices: tuple[Value, ...]
     kind: Literal["architecture", "precision"] = "architecture"
     when: Condition | None = None
+    group: str | None = None
+    role: Literal["both", "weights", "activations"] = "both"
+
+    def __post_init__(self) -> None:
+        if self.kind == "precision" and self.group is None:
+            object.__setattr__(self, "group", self.name.removeprefix(_PREFIX))
+
+    @classmethod
+    def precision(cls, group: str, choices: tuple[Value, ...], when: Condition | None = None) -> Variable:
+        """The one that sets the format of a group, under the name that it is stored by."""
+        return cls(f"{_PREFIX}{group}", choices, "precision", when, group)
 
 
 @dataclass(frozen=True)
@@ -118,6 +137,13 @@ class SearchSpace:
                 if not set(variable.when.values) <= set(parent.choices):
                     raise UsageError(f"variable '{name}' depends on values that '{parent.name}' does not have")
             seen[name] = variable
+        for group, own in self._of_group.items():
+            roles = [variable.role for variable in own]
+            if sorted(roles) not in (["both"], ["activations", "weights"]) or len({v.when for v in own}) > 1:
+                raise UsageError(
+                    f"the precision of '{group}' needs one variable, or one of its weights and one of its activations "
+                    f"under one condition; it has: {', '.join(roles)}"
+                )
 
     def __len__(self) -> int:
         return len(self.variables)
@@ -215,18 +241,102 @@ class SearchSpace:
         shift = 1 + np.floor(rng.random(genes.shape) * np.maximum(self.sizes - 1, 1)).astype(np.int64)
         return np.where(hit, (genes + shift) % self.sizes, genes)
 
+    def policy(self, candidate: Mapping[str, Value]) -> dict[str, str]:
+        """The precision policy of a candidate: the groups that it has to the names of their formats."""
+        return {group: _format(own, candidate) for group, own in self._of_group.items() if own[0].name in candidate}
+
+    def with_policy(self, candidate: Candidate, policy: Mapping[str, str]) -> Candidate:
+        """The candidate with another policy; groups that it lacks stay as they are.
+
+        Raises:
+            UsageError: A group cannot have the format.
+        """
+        values = dict(candidate)
+        for group, own in self._of_group.items():
+            if group not in policy or own[0].name not in candidate:
+                continue
+            for choices in itertools.product(*(variable.choices for variable in own)):
+                chosen = {variable.name: choice for variable, choice in zip(own, choices, strict=True)}
+                if _format(own, chosen) == policy[group]:
+                    values |= chosen
+                    break
+            else:
+                allowed = "; ".join(f"{list(variable.choices)}" for variable in own)
+                raise UsageError(f"the group '{group}' cannot be {quoted(policy[group])}; allowed: {allowed}")
+        return self.candidate(values)
+
+    @cached_property
+    def formats(self) -> Mapping[str, tuple[str, ...]]:
+        """Precision group to the names of the formats that it can have."""
+        return {group: tuple(dict.fromkeys(self._choices(group))) for group in self._of_group}
+
+    def at(self, genes: Genes, group: str, format: str) -> npt.NDArray[np.bool_]:
+        """In which canonical genotypes ``(m, n)`` a group exists in a format, ``(m,)``."""
+        columns = [self.index[variable.name] for variable in self._of_group[group]]
+        code = np.zeros(len(genes), dtype=np.int64)
+        for i in columns:
+            code = code * self.sizes[i] + genes[:, i]
+        found = np.array([name == format for name in self._choices(group)])[code]
+        return np.logical_and(self.active(genes)[:, columns[0]], found)
+
+    def _choices(self, group: str) -> list[str]:
+        """The format of each combination of choices, the last variable's fastest."""
+        own = self._of_group[group]
+        names = [variable.name for variable in own]
+        every = itertools.product(*(variable.choices for variable in own))
+        return [_format(own, dict(zip(names, choices, strict=True))) for choices in every]
+
+    @cached_property
+    def _of_group(self) -> dict[str, list[Variable]]:
+        groups: dict[str, list[Variable]] = {}
+        for variable in self.variables:
+            if variable.group is not None:
+                groups.setdefault(variable.group, []).append(variable)
+        return groups
+
+    @cached_property
+    def corners(self) -> Mapping[str, Candidate]:
+        """The extreme candidates by name, which every result is compared with.
+
+        ``largest-fp32``, ``largest-int8``, ``smallest-fp32`` and ``smallest-int8``; the smallest only where more than
+        precisions is searched. Where a group has no such format, ``uniform`` says what stands for it.
+        """
+        elastic = any(variable.kind == "architecture" for variable in self.variables)
+        return {
+            f"{size}-{precision}": self.decode(self._extreme(size, self.uniform(precision)))
+            for size in (("largest", "smallest") if elastic else ("largest",))
+            for precision in (Precision.FP32, Precision.INT8)
+        }
+
     def corner(self, size: Literal["largest", "smallest"], precision: Precision) -> Candidate:
-        """The extreme candidate: architecture variables at their last or first choice, groups at one precision."""
-        genes = np.array(
-            [
-                (variable.choices.index(precision.value) if precision.value in variable.choices else 0)
-                if variable.kind == "precision"
-                else (len(variable.choices) - 1 if size == "largest" else 0)
-                for variable in self.variables
-            ],
-            dtype=np.int64,
-        )
-        return self.decode(genes)
+        """The extreme candidate: architecture variables at their last or first choice, all groups at one precision.
+
+        Raises:
+            UsageError: A group cannot have this precision; ``corners`` take what is nearest to it.
+        """
+        lacks = [v for v in self.variables if v.kind == "precision" and precision.value not in v.choices]
+        if lacks:
+            raise UsageError(f"the group '{lacks[0].group}' cannot be {precision}; allowed: {list(lacks[0].choices)}")
+        return self.decode(self._extreme(size, self.uniform(precision)))
+
+    def uniform(self, precision: Precision) -> Genes:
+        """The choice of each precision variable when all are as near to INT8 or FP32 as can be, ``(n,)``; 0 for others.
+
+        A group without ``int8`` takes its first choice that is not ``fp32``, one without ``fp32`` its last choice:
+        they stand smallest first.
+        """
+        genes = np.zeros(len(self), dtype=np.int64)
+        for i, variable in enumerate(self.variables):
+            if variable.kind == "precision":
+                choices = variable.choices
+                first = next((i for i, choice in enumerate(choices) if choice != Precision.FP32), 0)
+                nearest = first if precision == Precision.INT8 else len(choices) - 1
+                genes[i] = choices.index(precision.value) if precision.value in choices else nearest
+        return genes
+
+    def _extreme(self, size: str, precisions: Genes) -> Genes:
+        architecture = self.sizes - 1 if size == "largest" else np.zeros_like(self.sizes)
+        return np.where([variable.kind == "precision" for variable in self.variables], precisions, architecture)
 
     def architecture(self, candidate: Candidate) -> tuple[tuple[str, Value], ...]:
         """The candidate without its precision policy: what two policies of one subnet share."""
@@ -260,14 +370,26 @@ class SearchSpace:
     @cached_property
     def fingerprint(self) -> str:
         """Equal for equal spaces; a study refuses trials of another one."""
+
+        def apart(variable: Variable) -> list[str]:
+            """What its name does not say of the group."""
+            usual = variable.group in (None, variable.name.removeprefix(_PREFIX)) and variable.role == "both"
+            return [] if usual else [str(variable.group), variable.role]
+
         text = json.dumps(
             [
-                [v.name, list(v.choices), v.kind, [v.when.variable, list(v.when.values)] if v.when else None]
+                [v.name, list(v.choices), v.kind, [v.when.variable, list(v.when.values)] if v.when else None, *apart(v)]
                 for v in self.variables
             ],
             separators=(",", ":"),
         )
         return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _format(variables: Sequence[Variable], values: Mapping[str, Value]) -> str:
+    """The name of the format that the variables of a group make: ``w2`` and ``a4`` are ``w2a4``, equal ones are one."""
+    order = sorted(variables, key=lambda variable: variable.role, reverse=True)
+    return "".join(dict.fromkeys(str(values[variable.name]) for variable in order))
 
 
 def unique_rows(genes: Genes) -> Sequence[int]:

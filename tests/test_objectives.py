@@ -9,6 +9,7 @@ from hypothesis.extra import numpy as stn
 
 from qnas_plugin.errors import UnknownNameError, UsageError
 from qnas_plugin.objectives import (
+    COMPUTED,
     METRICS,
     Limit,
     check_objectives,
@@ -19,6 +20,7 @@ from qnas_plugin.objectives import (
     parse_limit,
     violations,
 )
+from qnas_plugin.request import TuneRequest
 
 small_points = st.integers(2, 3).flatmap(
     lambda k: stn.arrays(float, st.tuples(st.integers(0, 8), st.just(k)), elements=st.integers(0, 4).map(float))
@@ -127,3 +129,10 @@ def test_near_front_adds_what_noise_may_hide() -> None:
 def test_near_front_at_most_doubles_the_front() -> None:
     points = np.column_stack([np.linspace(0, 1, 50), np.linspace(0, 1, 50)])
     assert near_front(points, np.full((50, 2), 10.0)).sum() == 2
+
+
+def test_computed_metrics_are_minimised_and_need_not_be_objectives() -> None:
+    assert check_objectives(("accuracy", "gmacs", "gbitops")) == ("accuracy", "gmacs", "gbitops")
+    assert all(METRICS[name] == "minimize" for name in COMPUTED)
+    request = {"model": "m.onnx", "data": "d", "out": "o", "limits": ("gbitops<=2", "size_mb<=3")}
+    assert TuneRequest.build(request).computes == ("size_mb", "gbitops")

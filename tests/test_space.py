@@ -210,3 +210,83 @@ def test_fingerprint_is_equal_exactly_for_equal_spaces(one: SearchSpace, other: 
 def test_unique_rows_gives_first_occurrences_in_order(rows: list[list[int]]) -> None:
     expected = [i for i, row in enumerate(rows) if row not in rows[:i]]
     assert unique_rows(np.array(rows, dtype=np.int64).reshape(-1, 3)) == expected
+
+
+APART = SearchSpace(
+    (
+        Variable("depth", (1, 2)),
+        Variable.precision("a", ("int8", "fp32")),
+        Variable("a2", ("a4", "a8"), "precision", Condition("depth", (2,)), "b", "activations"),
+        Variable("w2", ("w2", "w4"), "precision", Condition("depth", (2,)), "b", "weights"),
+    )
+)
+"""A group whose weights and activations are searched apart."""
+
+
+def test_policy_gives_the_format_of_each_group_that_exists() -> None:
+    values: dict[str, int | str] = {"depth": 2, "precision.a": "fp32", "a2": "a4", "w2": "w4"}
+    assert APART.policy(APART.candidate(values)) == {"a": "fp32", "b": "w4a4"}
+    assert APART.policy(APART.candidate({"depth": 1, "precision.a": "int8"})) == {"a": "int8"}
+    assert APART.policy({**values, "unknown": 1}) == {"a": "fp32", "b": "w4a4"}
+
+
+def test_with_policy_is_the_inverse_of_policy() -> None:
+    for genes in APART.sample(30, np.random.default_rng(0)):
+        for other in APART.sample(5, np.random.default_rng(1)):
+            found = APART.with_policy(APART.decode(genes), APART.policy(APART.decode(other)))
+            expected = APART.policy(APART.decode(genes)) | {
+                group: format
+                for group, format in APART.policy(APART.decode(other)).items()
+                if group in APART.policy(APART.decode(genes))
+            }
+            assert APART.policy(found) == expected
+            assert APART.architecture(found) == APART.architecture(APART.decode(genes))
+
+
+def test_a_precision_that_a_group_lacks_is_an_error() -> None:
+    largest = APART.corners["largest-fp32"]
+    with pytest.raises(UsageError, match=r"the group 'a' cannot be 'w4a4'; allowed: \['int8', 'fp32'\]"):
+        APART.with_policy(largest, {"a": "w4a4"})
+    with pytest.raises(UsageError, match="the group 'b' cannot be int8"):
+        APART.corner("largest", Precision.INT8)
+
+
+def test_corners_take_what_is_nearest_where_a_group_lacks_a_precision() -> None:
+    space = SearchSpace(
+        (
+            Variable.precision("usual", ("int8", "int8-asym", "fp32")),
+            Variable.precision("turned", ("fp32", "int8-asym")),
+            Variable.precision("low", ("w2a4", "w4a8")),
+            Variable.precision("kept", ("fp32",)),
+        )
+    )
+    assert {name: [*space.policy(corner).values()] for name, corner in space.corners.items()} == {
+        "largest-fp32": ["fp32", "fp32", "w4a8", "fp32"],
+        "largest-int8": ["int8", "int8-asym", "w2a4", "fp32"],
+    }
+    assert [*APART.corners] == ["largest-fp32", "largest-int8", "smallest-fp32", "smallest-int8"]
+    assert APART.policy(APART.corners["largest-fp32"]) == {"a": "fp32", "b": "w4a8"}
+
+
+def test_space_refuses_a_group_with_variables_that_make_no_format() -> None:
+    for variables in (
+        (Variable.precision("a", ("int8",)), Variable("b", ("w2",), "precision", None, "a", "weights")),
+        (Variable("b", ("w2",), "precision", None, "a", "weights"),),
+        (Variable.precision("a", ("int8",)), Variable("b", ("int8",), "precision", None, "a")),
+    ):
+        with pytest.raises(UsageError, match="the precision of 'a' needs one variable, or one of its weights"):
+            SearchSpace(variables)
+
+
+def test_fingerprint_depends_on_what_the_name_does_not_say() -> None:
+    def fingerprint(**more: str) -> str:
+        return SearchSpace(
+            (
+                Variable("x", ("w2",), "precision", None, more.get("group", "x"), "weights"),
+                Variable("y", ("a2",), "precision", None, more.get("group", "x"), "activations"),
+            )
+        ).fingerprint
+
+    assert fingerprint() != fingerprint(group="z")
+    plain, named = Variable("precision.x", ("int8",), "precision"), Variable.precision("x", ("int8",))
+    assert plain == named

@@ -121,7 +121,7 @@ class Live:
     def row(self, genes: Genes) -> dict[str, Any]:
         """What is recorded of a canonical genotype ``(n,)``: genes, size, and what it answered on each split."""
         candidate = self.supernet.space.decode(genes)
-        model = self.bench.build(Job(candidate, self.supernet.cut(candidate)))
+        model = self.bench.build(Job(candidate, self.supernet.cut(candidate), self.supernet.space.policy(candidate)))
         with tempfile.TemporaryDirectory(prefix="qnas-") as folder:
             path = Path(folder) / "model.onnx"
             write(path, model)
@@ -199,7 +199,7 @@ def _stratified(space: SearchSpace, rng: np.random.Generator) -> Genes:
 
 def _policy(space: SearchSpace, genes: Genes, share: float, rng: np.random.Generator) -> Genes:
     """The same subnet with this share of its groups in FP32: drawn one by one, by layer, or by kind of group."""
-    names = [variable.name.removeprefix("precision.") for variable in space.variables]
+    names = [variable.group or variable.name for variable in space.variables]
     by = rng.integers(4)
     keys = [
         (name.rpartition(".")[0] or name) if by == 0 else name.rpartition(".")[2] if by == 1 else name for name in names
@@ -224,7 +224,7 @@ def _front(recorded: Recorded, supernet: Supernet, rows: list[dict[str, Any]], r
     def score(found: Genes) -> _evolution.Scores:
         found = space.canonical(found)
         accuracies = ridge.predict(space.features(found))
-        losses = np.column_stack([-accuracies, recorded.latency(found), supernet.weight_mb(found)])
+        losses = np.column_stack([-accuracies, recorded.latency(found), recorded.size_mb(found)])
         return losses, np.zeros((len(found), 0))
 
     start = genes[rng.permutation(len(genes))[:200]]

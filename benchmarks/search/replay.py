@@ -76,8 +76,8 @@ class Replay:
         return np.column_stack([columns[name] for name in self.objectives]) * signs(self.objectives)
 
     def size_mb(self, genes: Genes) -> Floats:
-        """Megabytes ``(m,)`` of canonical genotypes ``(m, n)``: the weights, and what all files have beside them."""
-        return self.recorded.shape.weight_mb(genes) + self._overhead_mb
+        """Megabytes ``(m,)`` of canonical genotypes ``(m, n)``."""
+        return self.recorded.size_mb(genes)
 
     @cached_property
     def genes(self) -> Genes:
@@ -159,10 +159,6 @@ class Replay:
     def _recorded(self) -> dict[str, float]:
         keys = (self.space.decode(row).key for row in self.genes)
         return dict(zip(keys, self.accuracies["search"].tolist(), strict=True))
-
-    @cached_property
-    def _overhead_mb(self) -> float:
-        return float(np.median(self.recorded_mb - self.recorded.shape.weight_mb(self.genes)))
 
     def _right(self, split: str) -> npt.NDArray[np.uint8]:
         return np.unpackbits(self._data[split], axis=1, count=self._about["examples"][split])

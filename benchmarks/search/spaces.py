@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
 from qnas_plugin import registry
 from qnas_plugin.data import SplitSizes
 from qnas_plugin.latency.table import Estimator, load
+from qnas_plugin.measure.costs import Costs
+from qnas_plugin.space import Genes
 from qnas_plugin.supernets import Elastic, Supernet
 
 RECORDED = Path(__file__).parent / "recorded"
@@ -53,6 +59,12 @@ class Recorded:
         """The supernet with random weights: it knows the space, sizes and what its time is made of."""
         supernet: Supernet = registry.load("supernets", self.supernet).load(str(self.config), elastic=self.elastic)
         return supernet
+
+    @cached_property
+    def size_mb(self) -> Callable[[Genes], npt.NDArray[np.float64]]:
+        """Canonical genotypes ``(m, n)`` to the megabytes ``(m,)`` of their files."""
+        inputs = self.shape.example(self.latency.table.setting)
+        return Costs(self.shape, self.shape.graph(inputs), inputs).size_mb
 
     @cached_property
     def latency(self) -> Estimator:

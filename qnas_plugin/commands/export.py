@@ -49,9 +49,7 @@ def export(asked: ExportRequest, on_stage: Callable[[str], None] = lambda text: 
     else:
         values = space.candidate(candidate) if isinstance(candidate, Mapping) else _read(candidate, space)
     if asked.precision != "searched":
-        values = space.candidate(
-            {name: asked.precision if name.startswith("precision.") else value for name, value in values.items()}
-        )
+        values = space.with_policy(values, dict.fromkeys(space.policy(values), asked.precision))
     there = _model_in(out)
     if there not in (None, values.key) and not asked.overwrite:
         raise OutputError(f"{out} holds {there}; give another --out, or --overwrite to replace it")

@@ -17,7 +17,6 @@ from qnas_plugin.latency.table import Estimator
 from qnas_plugin.measure.latency import Latency
 from qnas_plugin.measure.metrics import load as load_metric
 from qnas_plugin.request import TuneRequest
-from qnas_plugin.space import Precision
 from qnas_plugin.supernets import Network, Supernet, check_labels, check_trained
 
 USUAL_METRICS = ("accuracy", "cosine")
@@ -95,8 +94,9 @@ def assemble(
         here=here,
         timer=None if here or estimator or request.cluster is None else _timer(request.cluster, profile),
         judge=judge,
-        reference=network.space.corner("largest", Precision(request.against)),
+        reference=network.space.corners[request.reference],
         identity=identity,
+        computes=request.computes,
     )
 
 

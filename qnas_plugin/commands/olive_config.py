@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from qnas_plugin.errors import UsageError
+from qnas_plugin.errors import UnknownNameError, UsageError
 from qnas_plugin.files import make_folder, write_bytes, write_json
 from qnas_plugin.measure.metrics import load as load_metric
 from qnas_plugin.objectives import directed
@@ -80,6 +80,8 @@ def _run(request: TuneRequest, options: dict[str, Any], groups: int) -> dict[str
     metrics = []
     directions = directed(request.objectives, load_metric(request.metric or "accuracy").direction)
     for priority, objective in enumerate(request.objectives, 1):
+        if objective not in _METRICS:
+            raise UnknownNameError("objective of Olive", objective, _METRICS)
         metric = _METRICS[objective]
         ranked = {"priority": priority, "higher_is_better": directions[objective] == "maximize"}
         metrics.append({**metric, "sub_types": [{**part, **ranked} for part in metric["sub_types"]]})

@@ -29,6 +29,7 @@ from qnas_plugin.hardware.machine import detect
 from qnas_plugin.latency import table as latency_table
 from qnas_plugin.latency.table import Estimator
 from qnas_plugin.measure.belief import Beliefs, believed
+from qnas_plugin.measure.costs import Costs
 from qnas_plugin.measure.metrics import load as load_metric
 from qnas_plugin.objectives import directed, losses, non_dominated, signs
 from qnas_plugin.request import RetargetRequest, TuneRequest
@@ -182,16 +183,16 @@ class _Known:
         self.supernet, self.request, self.estimator, self.seed = supernet, request, estimator, seed
         self.genes: list[Genes] = []
         self.known: list[Evaluation] = []
-        self.stored, self.overhead_mb = 0, 0.0
+        self.stored = 0
         self.metric = "accuracy"
+        inputs = supernet.example(estimator.table.setting)
+        self.costs = Costs(supernet, supernet.graph(inputs), inputs)
 
     @property
     def problem(self) -> Problem:
         """What is searched on predictions."""
-        exact: dict[str, ExactMetric] = {
-            "latency_ms": self.estimator,
-            "size_mb": lambda genes: self.supernet.weight_mb(genes) + self.overhead_mb,
-        }
+        exact: dict[str, ExactMetric] = {"latency_ms": self.estimator, "size_mb": self.costs.size_mb}
+        exact |= {name: self.costs.functions[name] for name in self.request.computes}
         objectives = directed(self.request.objectives, load_metric(self.metric).direction)
         return Problem(self.supernet.space, objectives, self.request.parsed_limits, exact=exact)
 
@@ -208,8 +209,6 @@ class _Known:
         self.stored = len(self.known)
         if self.stored < 3:
             raise StudyError(f"{folder} has {self.stored} finished trials, at least 3 are needed; run qnas tune longer")
-        files_mb = np.array([trial.metrics["size_mb"] for trial in self.known])
-        self.overhead_mb = float(np.median(files_mb - self.supernet.weight_mb(np.array(self.genes))))
 
     def pareto_set(self) -> tuple[Member, ...]:
         """Best of what was measured and what is predicted, fastest first."""

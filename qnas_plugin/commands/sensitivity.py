@@ -23,7 +23,7 @@ from qnas_plugin.measure.belief import SOFT
 from qnas_plugin.measure.metrics import Scored
 from qnas_plugin.objectives import sign
 from qnas_plugin.request import TuneRequest
-from qnas_plugin.space import Candidate, Precision
+from qnas_plugin.space import Candidate
 
 FILE = "sensitivity.json"
 IDENTITY = ("supernet", "checkpoint", "data", "processor", "max_length", "metric")
@@ -55,7 +55,7 @@ def sensitivity(
         on_stage("Loading the data and the network")
         lab = load(request, measures=False)
     space = lab.network.space
-    centre = space.corner("largest", Precision.FP32)
+    centre = space.corners["largest-fp32"]
     identity = {name: lab.identity[name] for name in IDENTITY if name in lab.identity} | {"space": space.fingerprint}
     single = list(single_changes(space, centre))
     with alone_in(request.out), scratch() as folder, _Scores(request.out / "sensitivity.jsonl", identity) as known:

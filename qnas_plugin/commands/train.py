@@ -20,7 +20,6 @@ from qnas_plugin.files.locks import alone_in, scratch
 from qnas_plugin.hardware import machine
 from qnas_plugin.measure.metrics import load as load_metric
 from qnas_plugin.request import TrainRequest
-from qnas_plugin.space import Precision
 from qnas_plugin.supernets import Elastic, Supernet, check_labels, check_trained
 from qnas_plugin.supernets._checkpoint import SUPERNET_FILE, read_record
 from qnas_plugin.training import instatune, state
@@ -122,7 +121,7 @@ class _Loaded:
         seconds = time.monotonic() - began
         on_stage("Measuring accuracy")
         metric = load_metric(dataset.metric)
-        smallest = supernet.cut(supernet.space.corner("smallest", Precision.FP32))
+        smallest = supernet.space.corners["smallest-fp32"]
         supernet.training = {
             "request": request.model_dump(mode="json"),
             "identity": dict(about),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from qnas_plugin import data, registry
 from qnas_plugin.commands.loading import load
@@ -21,19 +20,10 @@ from qnas_plugin.results.member import Result
 from qnas_plugin.results.verify import verify
 from qnas_plugin.results.write import write_result
 from qnas_plugin.search import Algorithm, ExactMetric, Problem
-from qnas_plugin.space import Candidate, Precision
+from qnas_plugin.space import Candidate
 from qnas_plugin.study.drive import drive
 from qnas_plugin.study.evaluation import Evaluation, Trial
 from qnas_plugin.study.study import Study
-
-BASELINES: Mapping[str, tuple[Any, Precision]] = {
-    "largest-fp32": ("largest", Precision.FP32),
-    "largest-int8": ("largest", Precision.INT8),
-    "smallest-fp32": ("smallest", Precision.FP32),
-    "smallest-int8": ("smallest", Precision.INT8),
-}
-"""The corners of the space: what every result is compared with."""
-
 
 FEW = 100
 """Examples below which the user is told that there are few: one is a point of accuracy or more."""
@@ -107,12 +97,7 @@ def tune(
         on_stage("Taking the graph of the network and checking it")
         groups = lab.graph.groups.values()
         on_stage(f"{sum(map(len, groups))} layers in {len(groups)} precision groups")
-        elastic = any(variable.kind == "architecture" for variable in space.variables)
-        corners = {
-            name: space.corner(size, precision)
-            for name, (size, precision) in BASELINES.items()
-            if elastic or size == "largest"
-        }
+        corners = space.corners
         for name, candidate in corners.items():
             if name.endswith("fp32"):
                 lab.check(candidate)
@@ -127,7 +112,7 @@ def tune(
             corners,
             on_stage=on_stage,
         )
-        write_result(result, study.trials(), request.out)
+        write_result(result, study.trials(), space, request.out)
     return result
 
 
@@ -163,10 +148,7 @@ def _search(
     on_progress: Callable[[Progress], None],
 ) -> None:
     supernet = lab.network
-    largest = supernet.space.corner("largest", Precision.FP32)
-    weights_mb = float(supernet.weight_mb(supernet.space.encode(largest)[None, :])[0])
-    overhead_mb = lab.file_mb(largest) - weights_mb
-    exact: dict[str, ExactMetric] = {"size_mb": lambda genes: supernet.weight_mb(genes) + overhead_mb}
+    exact: dict[str, ExactMetric] = {name: lab.costs.functions[name] for name in lab.computes}
     if lab.estimator is not None:
         exact["latency_ms"] = lab.estimator
     objectives = directed(request.objectives, lab.metric.direction)

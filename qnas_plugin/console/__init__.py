@@ -282,7 +282,7 @@ def showing(what: str) -> None:
     elif what == "precisions":
         from qnas_plugin.quantizers.formats import FORMATS
 
-        rows = [*((name, format.about) for name, format in FORMATS.items()), ("fp32", "not quantized")]
+        rows = [(name, format.about) for name, format in FORMATS.items()]
     elif what == "hardware":
         from qnas_plugin.hardware import profiles
 

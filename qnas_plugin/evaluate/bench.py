@@ -36,11 +36,11 @@ from qnas_plugin.measure.latency import Latency, disturbed, time_models
 from qnas_plugin.measure.metrics import Scored, Scorer, standard_error
 from qnas_plugin.measure.metrics.references import References
 from qnas_plugin.quantizers import range_cache
-from qnas_plugin.quantizers.formats import CHANNELS, FORMATS
+from qnas_plugin.quantizers.formats import CHANNELS, format_of
 from qnas_plugin.quantizers.neural_compressor import Quantized
 from qnas_plugin.quantizers.outliers import Outlier, find
 from qnas_plugin.quantizers.quantize import Calibrated, Groups, Policy, observe
-from qnas_plugin.space import Candidate, Precision
+from qnas_plugin.space import Candidate
 from qnas_plugin.study.evaluation import Evaluation
 
 CALIBRATED_KEPT = 2
@@ -62,12 +62,16 @@ class Job:
 
     Args:
         cut: What its subnet keeps.
+        policy: The format of each precision group that it has.
         latency: Milliseconds and their spread, where a table gives them; None is to be measured.
+        computed: Metrics that follow from the candidate.
     """
 
     candidate: Candidate
     cut: Cut
+    policy: Policy
     latency: tuple[float, float] | None = None
+    computed: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,7 +134,7 @@ class Bench:
             CandidateError: It cannot be built, or its policy did not land.
         """
         seconds = {} if seconds is None else seconds
-        groups, policy = self._policy(job.candidate)
+        groups, policy = self._groups(job), job.policy
         calibrated = self._calibrated(job.cut, groups, policy, seconds, threads)
         with _stage("quantize", seconds):
             outline = calibrated.outline(policy)
@@ -143,7 +147,7 @@ class Bench:
         Raises:
             CandidateError: It cannot be built.
         """
-        groups, policy = self._policy(job.candidate)
+        groups, policy = self._groups(job), job.policy
         calibrated = self._calibrated(job.cut, groups, policy, {}, threads)
         return find(Outline.of(calibrated.model), groups, calibrated.ranges, self.calibration[0], threads=threads)
 
@@ -173,7 +177,7 @@ class Bench:
         found = accuracy_of(scored)
         with _stage("latency", seconds):
             timed, spread_ms = self._latency(path, folder, threads) if job.latency is None else _of_table(job.latency)
-        metrics = {**found.metrics, **timed, "size_mb": size_mb(path)}
+        metrics = {**found.metrics, **timed, **job.computed, "size_mb": size_mb(path)}
         spread = {**found.spread, "latency_ms": spread_ms}
         environment = dict(described()) | {"setting": str(self.setting)}
         return replace(found, metrics=metrics, spread=spread, seconds=seconds, environment=environment)
@@ -184,10 +188,9 @@ class Bench:
             return Scored(np.array([self.judge(model)]))
         return scores(model, self.search, self.scorer, threads=threads)
 
-    def _policy(self, candidate: Candidate) -> tuple[Groups, Policy]:
-        """The precision groups that a candidate has, and what becomes of each."""
-        groups = {group: nodes for group, nodes in self.graph.groups.items() if f"precision.{group}" in candidate}
-        return groups, {group: str(candidate[f"precision.{group}"]) for group in groups}
+    def _groups(self, job: Job) -> Groups:
+        """The precision groups that a candidate has, in the order of the graph."""
+        return {group: nodes for group, nodes in self.graph.groups.items() if group in job.policy}
 
     def _latency(self, model: Path, folder: Path, threads: int) -> tuple[dict[str, float], float]:
         """The latency in turns with the reference; once more, where something else ran on the model's core."""
@@ -236,8 +239,7 @@ class Bench:
         while len(self._kept) > CALIBRATED_KEPT:
             self._kept.popitem(last=False)
         calibrated = self._kept[name]
-        formats = [FORMATS[choice] for choice in policy.values() if choice != Precision.FP32]
-        needed = frozenset[str]().union(*(format.needs for format in formats))
+        needed = frozenset[str]().union(*(format_of(choice).needs for choice in policy.values()))
         if needed and not calibrated.ranges:
             own = found(Outline.of(calibrated.model), name, "minmax")
             self._kept[name] = calibrated = replace(calibrated, ranges=own)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -25,13 +25,14 @@ from qnas_plugin.hardware.turns import between_measurements
 from qnas_plugin.latency.table import Estimator
 from qnas_plugin.measure import metrics
 from qnas_plugin.measure.accuracy import Runs, run, scores
+from qnas_plugin.measure.costs import Costs
 from qnas_plugin.measure.latency import Latency, time_models
 from qnas_plugin.measure.metrics import Scored, Scorer
 from qnas_plugin.measure.metrics.metric import Metric
 from qnas_plugin.measure.metrics.references import References
 from qnas_plugin.quantizers import kernels
 from qnas_plugin.quantizers.outliers import Outlier
-from qnas_plugin.space import Candidate, Precision
+from qnas_plugin.space import Candidate
 from qnas_plugin.study.evaluation import Evaluation
 from qnas_plugin.supernets import Network
 
@@ -59,6 +60,7 @@ class Lab:
         reference: What each candidate is timed in turns with; None times each alone.
         identity: What makes trials comparable, by name.
         notes: What speaks against the table, where the user insisted on it.
+        computes: The objectives and limited metrics that follow from candidates alone.
     """
 
     network: Network
@@ -73,6 +75,7 @@ class Lab:
     reference: Candidate | None = None
     identity: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    computes: tuple[str, ...] = ()
     _parts: dict[str, tuple[Sequence[Batch], Scorer]] = field(default_factory=dict, init=False, repr=False)
 
     @property
@@ -109,12 +112,10 @@ class Lab:
             self._calibration,
             search,
             self._scorer(self.dataset.search, search),
-            self.processor.timing_inputs(
-                self.setting.batch_size, self.setting.sequence_length, self.dataset.calibration.inputs
-            ),
+            self._timing_inputs,
             self.setting,
             self.judge,
-            Job(timed, self.network.cut(timed)) if timed is not None and measured else None,
+            self._job(timed, None) if timed is not None and measured else None,
         )
 
     @cached_property
@@ -127,7 +128,30 @@ class Lab:
         if self.estimator is not None:
             latency_ms = self.estimate(candidate)
             latency = (latency_ms, self.estimator.table.fidelity.errors.mean_error * latency_ms)
-        return Job(candidate, self.network.cut(candidate), latency)
+        return self._job(candidate, latency)
+
+    def _job(self, candidate: Candidate, latency: tuple[float, float] | None) -> Job:
+        policy = self.network.space.policy(candidate)
+        return Job(candidate, self.network.cut(candidate), policy, latency, self.computed(candidate))
+
+    def computed(self, candidate: Candidate) -> Mapping[str, float]:
+        """Those metrics of ``computes`` that follow from the candidate; its size is that of the file."""
+        genes = self.network.space.encode(candidate)[None]
+        return {name: float(self.costs.functions[name](genes)[0]) for name in self.computes if name != "size_mb"}
+
+    @cached_property
+    def costs(self) -> Costs:
+        """The metrics that follow from candidates alone, of one run on the inputs that latencies are measured on.
+
+        Raises:
+            MaterializeError: The graph has another form than expected.
+        """
+        return Costs(self.network, self.graph, self._timing_inputs)
+
+    @cached_property
+    def _timing_inputs(self) -> Inputs:
+        setting, examples = self.setting, self.dataset.calibration.inputs
+        return self.processor.timing_inputs(setting.batch_size, setting.sequence_length, examples)
 
     def build(self, candidate: Candidate) -> onnx.ModelProto:
         """The candidate's ONNX model, the same bytes each time.
@@ -136,14 +160,6 @@ class Lab:
             CandidateError: It cannot be built, or its policy did not land.
         """
         return self._outline(candidate).whole()
-
-    def file_mb(self, candidate: Candidate) -> float:
-        """Megabytes (10^6 bytes) of what ``write`` writes, within a few bytes for each weight.
-
-        Raises:
-            CandidateError: It cannot be built, or its policy did not land.
-        """
-        return self._outline(candidate).nbytes / 1e6
 
     def write(self, candidate: Candidate, path: Path) -> None:
         """Builds a candidate and writes its file, and a large one's weights beside it; the same bytes each time.
@@ -188,7 +204,8 @@ class Lab:
         Raises:
             MeasurementError: ONNX Runtime cannot run the file.
         """
-        groups = {group: names for group, names in self.graph.groups.items() if f"precision.{group}" in candidate}
+        policy = self.network.space.policy(candidate)
+        groups = {group: names for group, names in self.graph.groups.items() if group in policy}
         return kernels.executed(model, groups)
 
     def latency(self, models: Sequence[Path], rounds: int = 3) -> list[Latency]:
@@ -210,7 +227,8 @@ class Lab:
         """
         path = folder / "model.onnx"
         self.write(candidate, path)
-        return accuracy_of(self.scores(path, "search"))
+        found = accuracy_of(self.scores(path, "search"))
+        return replace(found, metrics={**found.metrics, **self.computed(candidate)})
 
     def estimate(self, candidate: Candidate) -> float:
         """The latency of a candidate in milliseconds, from the table."""
@@ -234,7 +252,7 @@ class Lab:
         """
         cut, batch = self.network.cut(candidate), self.bench.calibration[0]
         ((_, got),) = run(subnet(self.graph, cut), [batch], threads=detect().usable_cores)
-        for name, expected in self.network.outputs(cut, batch.inputs).items():
+        for name, expected in self.network.outputs(candidate, batch.inputs).items():
             if isinstance(expected, np.ndarray) and (bad := _not_finite(expected)) is not None:
                 odd = [f"'{name}'" for name, values in batch.inputs.items() if _not_finite(values) is not None]
                 source = f", as the data has in {' and '.join(odd)}; it" if odd else ", which"
@@ -248,7 +266,7 @@ class Lab:
         """The metric with the labels, or with what the whole FP32 network gives."""
         if not self.metric.of_reference:
             return Scorer(self.dataset.metric, examples.labels)
-        whole = self.network.cut(self.network.space.corner("largest", Precision.FP32))
+        whole = self.network.cut(self.network.space.corners["largest-fp32"])
         found = References(Runs(self.graph, whole, batches, detect().usable_cores))
         with between_measurements():
             found.make()

@@ -101,9 +101,8 @@ def design(decomposition: Decomposition, count: int, rng: np.random.Generator) -
     alike.
     """
     space = decomposition.space
-    corners = [
-        space.encode(space.corner(size, precision)) for size in ("largest", "smallest") for precision in Precision
-    ]
+    names = ("largest-int8", "largest-fp32", "smallest-int8", "smallest-fp32")
+    corners = [space.encode(space.corners[name]) for name in names if name in space.corners]
     pool = np.unique(np.concatenate([np.array(corners), _pool(decomposition, rng)]), axis=0)
     order = [int(np.flatnonzero((pool == corner).all(axis=1))[0]) for corner in corners]
     order = list(dict.fromkeys(order))
@@ -147,8 +146,7 @@ def _pool(decomposition: Decomposition, rng: np.random.Generator) -> Genes:
     space = decomposition.space
     genes = space.sample(_POOL, rng)
     precision = np.array([variable.kind == "precision" for variable in space.variables])
-    int8 = np.array([v.choices.index("int8") if v.kind == "precision" else 0 for v in space.variables])
-    fp32 = np.array([v.choices.index("fp32") if v.kind == "precision" else 0 for v in space.variables])
+    int8, fp32 = space.uniform(Precision.INT8), space.uniform(Precision.FP32)
     share = rng.random((_POOL, 1))
     rounded = np.where(genes == fp32, int8, genes)  # another 8-bit format where one was drawn
     drawn = np.where(rng.random(genes.shape) < share, rounded, fp32)

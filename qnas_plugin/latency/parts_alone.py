@@ -13,19 +13,14 @@ import onnx
 from onnx import numpy_helper
 
 from qnas_plugin.build.graph import Graph, module_path
-from qnas_plugin.build.observe import Ranges
 from qnas_plugin.build.slice import materialize
 from qnas_plugin.build.tidy import WEIGHT_INPUT
 from qnas_plugin.data import Inputs
 from qnas_plugin.latency.rows import Decomposition, Key
-from qnas_plugin.quantizers import channels
-from qnas_plugin.quantizers.formats import FORMATS
-from qnas_plugin.quantizers.quantize import Calibrated, Groups
+from qnas_plugin.quantizers.without_data import uncalibrated
 from qnas_plugin.runtimes import onnxruntime as runtime
 from qnas_plugin.space import Candidate
 from qnas_plugin.supernets import Part, Supernet
-
-_RANGE = (-4.0, 4.0)
 
 
 @dataclass(frozen=True)
@@ -50,9 +45,9 @@ def build(graph: Graph, supernet: Supernet, candidate: Candidate) -> onnx.ModelP
         CandidateError: It cannot be built, or its policy did not land.
     """
     model = materialize(graph, supernet.cut(candidate))
-    groups = {group: nodes for group, nodes in graph.groups.items() if f"precision.{group}" in candidate}
-    policy = {group: str(candidate[f"precision.{group}"]) for group in groups}
-    return _uncalibrated(model, groups).emit(policy)
+    policy = supernet.space.policy(candidate)
+    groups = {group: nodes for group, nodes in graph.groups.items() if group in policy}
+    return uncalibrated(model, groups).emit(policy)
 
 
 def isolate(
@@ -97,35 +92,11 @@ def isolate(
             yield _alone(key, _rounding(model, name, read, pooling), {name: values[name]}, number)
         for key, candidate, names, needed, made in cuts:
             own = _extract(model, names, needed, made)
-            policy = {
-                group: str(candidate[f"precision.{group}"])
-                for group, nodes in graph.groups.items()
-                if nodes[0] in names
-            }
+            everywhere = supernet.space.policy(candidate)
+            policy = {group: everywhere[group] for group, nodes in graph.groups.items() if nodes[0] in names}
             groups = {group: graph.groups[group] for group in policy}
-            whole = _uncalibrated(own, groups).emit(policy)
+            whole = uncalibrated(own, groups).emit(policy)
             yield _alone(key, whole, {name: values[name] for name in needed}, number)
-
-
-def ranges(model: onnx.ModelProto) -> Ranges:
-    """A range for each tensor, without data: the same for all, except that what a table gives has the table's.
-
-    What a model takes does not depend on them, except that ONNX Runtime looks up INT8 rows only where the table and
-    its output have one scale; otherwise it converts the whole table in every run.
-    """
-    stored = {initializer.name: initializer for initializer in model.graph.initializer}
-    found = {name: _RANGE for node in model.graph.node for name in (*node.input, *node.output)}
-    for node in model.graph.node:
-        if node.op_type == "Gather" and node.input[0] in stored:
-            table = numpy_helper.to_array(stored[node.input[0]])
-            found[node.output[0]] = float(table.min()), float(table.max())
-    return found
-
-
-def _uncalibrated(model: onnx.ModelProto, groups: Groups) -> Calibrated:
-    found = ranges(model)
-    clipped = {str(format.calibration): found for format in FORMATS.values()}
-    return Calibrated(model, groups, found, clipped, channels=dict(channels.alike(model, _RANGE)))
 
 
 def _owner(node: onnx.NodeProto, parts: Sequence[Part]) -> Part:

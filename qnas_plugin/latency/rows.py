@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from qnas_plugin.additive import Term
-from qnas_plugin.space import Features, Genes, Precision, SearchSpace, Value
+from qnas_plugin.quantizers.formats import format_of
+from qnas_plugin.space import Features, Genes, SearchSpace, Value
 from qnas_plugin.supernets import Part
 
 Granularity = Literal["linear", "shared-input", "half-block", "block"]
@@ -113,7 +114,7 @@ class Decomposition:
         The rest of that candidate is the largest network in FP32.
         """
         part = next(part for part in self.parts if key in self._keys(part))
-        genes = self.space.encode(self.space.corner("largest", Precision.FP32))
+        genes = self.space.encode(self.space.corners["largest-fp32"])
         for (_, value), name in zip(key.values, part.variables.values(), strict=True):
             variable = self.space.index[name]
             genes[variable] = self.space.variables[variable].choices.index(value)
@@ -142,5 +143,5 @@ class Decomposition:
 
 def _changes(key: Key) -> bool:
     """Whether a tensor is written in another precision than it is read in."""
-    writes, reads = (value == Precision.FP32 for _, value in key.values[-2:])
+    writes, reads = (format_of(str(value)).quantized for _, value in key.values[-2:])
     return writes != reads

@@ -6,32 +6,35 @@ from typing import Any
 
 import onnx
 
-from qnas_plugin.quantizers.formats import FORMATS
-from qnas_plugin.space import Precision
+from qnas_plugin.errors import QuantizationError
+from qnas_plugin.quantizers.formats import Numbers, format_of
 
-_DTYPES = {"sym": onnx.TensorProto.INT8, "asym": onnx.TensorProto.UINT8}
+_UNSIGNED = Numbers(signed=False, symmetric=False, axis="tensor")
+_WEIGHTS = (Numbers(), Numbers(axis="tensor"), _UNSIGNED)
 _TABLE = {"dtype": onnx.TensorProto.UINT8, "scheme": "asym", "granularity": "per_tensor", "algorithm": "minmax"}
 ACTIVATION = _TABLE | {"quant_mode": "static"}
 
 
 def weight_settings(node: onnx.NodeProto, precision: str) -> dict[str, Any]:
-    """What Neural Compressor is told of the weight of a node."""
+    """What Neural Compressor is told of the weight of a node.
+
+    Raises:
+        QuantizationError: It has no such weights or activations.
+    """
+    chosen = format_of(precision)
+    weights = chosen.weights
+    if weights is None or weights not in _WEIGHTS or chosen.activations != _UNSIGNED:
+        raise QuantizationError(f"Neural Compressor cannot quantize to '{precision}'; take another quantizer or format")
     if node.op_type == "Gather":
         return _TABLE
-    chosen = FORMATS[precision]
     return {
-        "dtype": _DTYPES[chosen.scheme],
-        "scheme": chosen.scheme,
-        "granularity": chosen.granularity,
+        "dtype": onnx.TensorProto.INT8 if weights.signed else onnx.TensorProto.UINT8,
+        "scheme": "sym" if weights.symmetric else "asym",
+        "granularity": f"per_{weights.axis}",
         "algorithm": "minmax",
     }
 
 
 def at_run_time(node: onnx.NodeProto, precision: str | None) -> bool:
     """Whether a node of this precision, None for FP32, gets the scale of what it reads in each run."""
-    return (
-        precision is not None
-        and precision != Precision.FP32
-        and FORMATS[precision].dynamic
-        and node.op_type != "Gather"
-    )
+    return precision is not None and format_of(precision).dynamic and node.op_type != "Gather"

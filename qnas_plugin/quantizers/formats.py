@@ -1,7 +1,7 @@
-"""The choices of a precision variable, as data: a name and the settings that Neural Compressor gets for it.
+"""The choices of a precision variable, as data: how the layers of a group compute.
 
 A supernet lists names of these as the choices of its precision variables, and a user lists them as ``--precision``;
-``int8`` and ``fp32`` are what they get otherwise. One entry here is all that a further choice takes, and
+``int8`` and ``fp32`` are what they get otherwise. One entry of ``FORMATS`` is all that a further choice takes, and
 ``quantize.verify`` checks that it landed.
 """
 
@@ -18,34 +18,79 @@ from qnas_plugin.space import Precision
 CHANNELS = "channels"
 """What formats need that smooth or correct: the channels of what layers read."""
 
+FLOAT_BITS = 32
+"""Bits of a number that is not quantized."""
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """The integers that stand for the numbers of a tensor.
+
+    Args:
+        bits: Of each.
+        signed: Whether they go below zero.
+        symmetric: Whether zero stands for zero; otherwise a zero point does, so that the range is used from its
+            smallest to its largest value.
+        axis: What has a scale of its own: each output channel, the whole tensor, or each block of a channel.
+        block: Numbers of a block, where ``axis`` says so.
+    """
+
+    bits: int = 8
+    signed: bool = True
+    symmetric: bool = True
+    axis: Literal["channel", "tensor", "block"] = "channel"
+    block: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.bits <= 16:
+            raise UsageError(f"numbers have 1 to 16 bits, got {self.bits}")
+        if (self.axis == "block") != (self.block is not None) or (self.block is not None and self.block < 1):
+            raise UsageError(f"blocks, and only they, need a size of 1 or more, got {self.axis} and {self.block}")
+
 
 @dataclass(frozen=True)
 class Format:
-    """How a MatMul, Gemm or Conv becomes one of 8-bit integers.
+    """How a MatMul, Gemm or Conv computes.
 
     Args:
-        scheme: Of the weights: ``sym`` is INT8 around zero, ``asym`` UINT8 from the smallest to the largest value.
-        granularity: One scale of the weights for each output channel, or for all.
         about: For people.
-        calibration: What gives the range of the tensor that it reads, by Neural Compressor's name: all values, or
-            nearly all, so that outliers are clipped. ``dynamic`` is the tensor itself in each run, without
-            calibration data.
+        weights: What the weights become; None leaves them FP32.
+        activations: What the tensor that it reads becomes; None leaves it FP32.
+        ranges: What gives the range of that tensor: all values, or nearly all, so that outliers are clipped
+            (``percentile``, ``kl``: Neural Compressor's names); ``dynamic`` is the tensor itself in each run, without
+            calibration data; ``learned`` is the checkpoint, where training learned them.
         alpha: How much of the differences between the channels that a MatMul or Gemm reads goes to its weight, see
             ``qnas_plugin.quantizers.smooth``; None is nothing.
         corrected: Whether biases make up for the rounding of weights, see ``qnas_plugin.quantizers.bias_correction``.
     """
 
-    scheme: Literal["sym", "asym"]
-    granularity: Literal["per_channel", "per_tensor"]
     about: str
-    calibration: Literal["minmax", "percentile", "kl", "dynamic"] = "minmax"
+    weights: Numbers | None = Numbers()
+    activations: Numbers | None = Numbers(signed=False, symmetric=False, axis="tensor")
+    ranges: Literal["minmax", "percentile", "kl", "dynamic", "learned"] = "minmax"
     alpha: float | None = None
     corrected: bool = False
 
     @property
+    def quantized(self) -> bool:
+        """Whether anything of the layer is no FP32 number."""
+        return self.weights is not None or self.activations is not None
+
+    @property
+    def weight_bits(self) -> int:
+        """Bits of a weight."""
+        return FLOAT_BITS if self.weights is None else self.weights.bits
+
+    @property
+    def activation_bits(self) -> int:
+        """Bits of a number that the layer reads."""
+        return FLOAT_BITS if self.activations is None else self.activations.bits
+
+    @property
     def needs(self) -> frozenset[str]:
         """What has to be found out on calibration data: algorithms for ranges, and ``channels``."""
-        return frozenset({self.calibration} - {"dynamic"} | ({CHANNELS} if self.prepared else set()))
+        found = {self.ranges} if self.activations is not None else set()
+        return frozenset(found - {"dynamic", "learned"} | ({CHANNELS} if self.prepared else set()))
 
     @property
     def prepared(self) -> bool:
@@ -54,33 +99,51 @@ class Format:
 
     @property
     def dynamic(self) -> bool:
-        """Whether it needs no ranges."""
-        return self.calibration == "dynamic"
+        """Whether what the layer reads gets its scale in each run."""
+        return self.activations is not None and self.ranges == "dynamic"
 
+
+_TENSOR = Numbers(axis="tensor")
+_UNSIGNED = Numbers(signed=False, symmetric=False, axis="tensor")
 
 # Neural Compressor 3.7.1 computes no asymmetric scale per channel, and ONNX Runtime 1.31 runs no such Conv.
-FORMATS: Mapping[str, Format] = {
-    "int8": Format("sym", "per_channel", "symmetric INT8 weights, a scale for each output channel"),
-    "int8-asym": Format("asym", "per_tensor", "asymmetric UINT8 weights, one scale"),
-    "int8-per-tensor": Format("sym", "per_tensor", "symmetric INT8 weights, one scale"),
-    "int8-percentile": Format(
-        "sym", "per_channel", "like int8, without the outermost 0.001 % of what the layer reads", "percentile"
-    ),
-    "int8-kl": Format("sym", "per_channel", "like int8, what the layer reads clipped by relative entropy", "kl"),
+FORMATS: dict[str, Format] = {
+    "int8": Format("symmetric INT8 weights, a scale for each output channel"),
+    "int8-asym": Format("asymmetric UINT8 weights, one scale", _UNSIGNED),
+    "int8-per-tensor": Format("symmetric INT8 weights, one scale", _TENSOR),
+    "int8-percentile": Format("like int8, without the outermost 0.001 % of what the layer reads", ranges="percentile"),
+    "int8-kl": Format("like int8, what the layer reads clipped by relative entropy", ranges="kl"),
     "int8-dynamic": Format(
-        "sym", "per_channel", "like int8, what the layer reads gets its scale in each run, without data", "dynamic"
+        "like int8, what the layer reads gets its scale in each run, without data", ranges="dynamic"
     ),
-    "int8-smooth": Format(
-        "sym", "per_channel", "like int8, channels that a product reads made alike (SmoothQuant, alpha 0.5)", alpha=0.5
-    ),
-    "int8-smooth-75": Format(
-        "sym", "per_channel", "like int8-smooth with alpha 0.75: more is left to the weights", alpha=0.75
-    ),
-    "int8-corrected": Format(
-        "sym", "per_channel", "like int8, biases make up for what rounding adds to the mean", corrected=True
-    ),
+    "int8-smooth": Format("like int8, channels that a product reads made alike (SmoothQuant, alpha 0.5)", alpha=0.5),
+    "int8-smooth-75": Format("like int8-smooth with alpha 0.75: more is left to the weights", alpha=0.75),
+    "int8-corrected": Format("like int8, biases make up for what rounding adds to the mean", corrected=True),
+    "fp32": Format("not quantized", None, None),
 }
-"""What a group can be beside ``fp32``. Tables (Gather) are asymmetric with one scale in each of them."""
+"""What a group can be; ``add`` puts in more. Quantized tables (Gather) are asymmetric, with one scale each."""
+
+
+def add(name: str, format: Format) -> None:
+    """Adds a choice of precision variables; the same one may be added again.
+
+    Raises:
+        UsageError: Another format has this name.
+    """
+    if FORMATS.setdefault(name, format) != format:
+        raise UsageError(f"there is another format '{name}' already; give yours another name")
+
+
+def format_of(name: str) -> Format:
+    """The format of a name.
+
+    Raises:
+        UnknownNameError: There is none.
+    """
+    if name not in FORMATS:
+        raise UnknownNameError("precision", name, FORMATS)
+    return FORMATS[name]
+
 
 DEFAULT = (Precision.INT8.value, Precision.FP32.value)
 
@@ -133,8 +196,7 @@ def check_choices(names: Sequence[str]) -> tuple[str, ...]:
         UnknownNameError: There is no such format.
     """
     for name in names:
-        if name not in FORMATS and name != Precision.FP32:
-            raise UnknownNameError("precision", name, [*FORMATS, Precision.FP32.value])
+        format_of(name)
     if Precision.FP32 not in names or len(names) < 2 or len(set(names)) != len(names):
         raise UsageError(f"give fp32 and one or more others, each once; got {', '.join(names) or 'none'}")
     return tuple(names)

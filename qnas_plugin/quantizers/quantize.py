@@ -37,7 +37,7 @@ from qnas_plugin.quantizers import _bias, bias_correction, channels, dynamic, sm
 from qnas_plugin.quantizers._indexed_model import IndexedModel
 from qnas_plugin.quantizers._integer_forms import Shapes, let_run, restore_fp32_inputs, shapes, split_scaled
 from qnas_plugin.quantizers._settings import ACTIVATION, at_run_time, weight_settings
-from qnas_plugin.quantizers.formats import CHANNELS, FORMATS, Format
+from qnas_plugin.quantizers.formats import CHANNELS, FORMATS, Format, format_of
 from qnas_plugin.quantizers.neural_compressor import CachedQuantizer, Quantized, activation_scales
 from qnas_plugin.space import Precision
 
@@ -45,7 +45,7 @@ with warnings.catch_warnings():  # 3.7.1 imports pkg_resources, which warns
     warnings.simplefilter("ignore")
 
 Policy = Mapping[str, str]
-"""Precision group to the format of its nodes: ``fp32``, or a name of ``qnas_plugin.quantizers.formats.FORMATS``."""
+"""Precision group to the format of its nodes, a name of ``qnas_plugin.quantizers.formats.FORMATS``."""
 
 Groups = Mapping[str, tuple[str, ...]]
 """Precision group to the names of its nodes in the FP32 graph: MatMul, Gemm, Conv, or Gather, with a stored weight."""
@@ -166,7 +166,7 @@ class Calibrated:
         """
         _check_policy(self.groups, policy)
         formats = {name: policy[group] for group, names in self.groups.items() for name in names}
-        rounded = {name for name, format in formats.items() if format != Precision.FP32}
+        rounded = {name for name, format in formats.items() if format_of(format).quantized}
         if not rounded:
             return self._fp32
         if any(FORMATS[formats[name]].prepared for name in rounded):
@@ -206,10 +206,10 @@ class Calibrated:
         asked: dict[str, list[str]] = {}
         nodes = [node for node in self._fp32.model.graph.node if node.name in formats and node.op_type != "Gather"]
         for node in nodes:
-            asked.setdefault(node.input[0], []).append(FORMATS[formats[node.name]].calibration)
+            asked.setdefault(node.input[0], []).append(FORMATS[formats[node.name]].ranges)
         for node in nodes:
             if node.op_type not in FP32_OUTPUT:
-                asked.setdefault(node.output[0], [FORMATS[formats[node.name]].calibration])
+                asked.setdefault(node.output[0], [FORMATS[formats[node.name]].ranges])
         ranges: dict[str, tuple[float, float]] = {**self.ranges, **self._tables}
         for name, algorithms in asked.items():
             algorithm = next((other for other in algorithms if other != "minmax"), None)
@@ -313,7 +313,8 @@ def verify(model: onnx.ModelProto, groups: Groups, policy: Policy) -> None:
         return node.input[0] if node is not None and node.op_type == "DequantizeLinear" else None
 
     def landed(name: str, format: str) -> bool:
-        node = nodes.get(name if format == Precision.FP32 else f"{name}_quant")
+        quantized = FORMATS[format].quantized
+        node = nodes.get(f"{name}_quant" if quantized else name)
         if node is None:
             return False
         if node.op_type not in WEIGHT_INPUT:
@@ -322,7 +323,7 @@ def verify(model: onnx.ModelProto, groups: Groups, policy: Policy) -> None:
             return False
         weight = node.input[WEIGHT_INPUT[node.op_type]]
         activation = None if node.op_type == "Gather" else dequantized(node.input[0])
-        if format != Precision.FP32:
+        if quantized:
             config = weight_settings(node, format)
             if stored.get(dequantized(weight) or "") != config["dtype"]:
                 return False

@@ -68,7 +68,9 @@ class TuneRequest(Request):
     )
     objectives: Annotated[
         tuple[str, ...], Shown("Search", "accuracy, latency_ms", "METRIC", names=("--objective",))
-    ] = Field(("accuracy", "latency_ms"), description="Two or three of accuracy, latency_ms and size_mb.")
+    ] = Field(
+        ("accuracy", "latency_ms"), description="Two or three of accuracy, latency_ms, size_mb, gmacs and gbitops."
+    )
     limits: Annotated[tuple[str, ...], Shown("Search", metavar="BOUND", names=("--limit",))] = Field(
         (), description="Bound for the recommended member, like 'latency_ms<=5'."
     )
@@ -215,10 +217,20 @@ class TuneRequest(Request):
     def _measured(self) -> Self:
         if self.latency == "measured" and (self.table is not None or self.insist):
             raise UsageError("--table and --insist are for --latency table")
+        from qnas_plugin.objectives import COMPUTED
+
         for limit in self.parsed_limits:
-            if limit.metric not in self.objectives and limit.metric != "size_mb":
+            if limit.metric not in (*self.objectives, *COMPUTED):
                 raise UsageError(f"the limit '{limit}' needs '{limit.metric}' among the objectives")
         return self
+
+    @property
+    def computes(self) -> tuple[str, ...]:
+        """The objectives and limited metrics that follow from candidates alone."""
+        from qnas_plugin.objectives import COMPUTED
+
+        named = (*self.objectives, *(limit.metric for limit in self.parsed_limits))
+        return tuple(name for name in COMPUTED if name in named)
 
     @property
     def source(self) -> str:

@@ -22,7 +22,7 @@ Floats = npt.NDArray[np.float64]
 INTERVAL = 0.9
 """The confidence of the interval of what was found on the report part."""
 
-BETTER = {"latency_ms": "faster", "size_mb": "smaller"}
+BETTER = {"latency_ms": "faster", "size_mb": "smaller", "gmacs": "less work", "gbitops": "less work"}
 """What a member is that gains in an objective."""
 
 MARGIN = 0.5

@@ -13,31 +13,37 @@ import plotly.io
 from qnas_plugin.evaluate.bench import CORE_SHARE
 from qnas_plugin.measure.metrics import shown
 from qnas_plugin.objectives import directed, hypervolume, losses
+from qnas_plugin.quantizers.formats import format_of
+from qnas_plugin.space import SearchSpace
 from qnas_plugin.study.evaluation import Trial
 
-AXES = {"latency_ms": "latency (ms)", "size_mb": "size (MB)"}
+AXES = {
+    **{"latency_ms": "latency (ms)", "size_mb": "size (MB)"},
+    **{"gmacs": "multiply-accumulates (10^9)", "gbitops": "bit operations (10^9)"},
+}
 INT8, FP32, ABSENT = "#1f6feb", "#f0883e", "#eaeef2"
 OTHERS = ("#8250df", "#2da44e", "#bf3989", "#0550ae", "#9a6700", "#57606a")
 """Colours of formats beside plain INT8 and FP32, in the order in which they come."""
 
 
-def render(record: Mapping[str, Any], trials: Sequence[Trial]) -> str:
+def render(record: Mapping[str, Any], trials: Sequence[Trial], space: SearchSpace) -> str:
     """The report's HTML.
 
     Args:
         record: What stands in ``pareto.json``.
         trials: All trials of the study, in order.
+        space: Of their candidates.
     """
     axes = {**AXES, "accuracy": shown(record["data"]["metric"])}
     complete = [trial for trial in trials if trial.state == "complete"]
     title = axes["accuracy"][0].upper() + axes["accuracy"][1:]
     figures = [
-        (f"{title} and {axes[metric]}", _front(record, complete, metric, axes))
+        (f"{title} and {axes[metric]}", _front(record, complete, metric, axes, space))
         for metric in record["objectives"]
         if metric != "accuracy"
     ]
     figures.append(("Progress of the search", _progress(record, complete)))
-    figures.append(("What the members are made of", _makeup(record)))
+    figures.append(("What the members are made of", _makeup(record, space)))
     shared = {"full_html": False, "config": {"displaylogo": False, "responsive": True}}
     plots = [
         (title, plotly.io.to_html(figure, include_plotlyjs=i == 0, **shared))
@@ -70,9 +76,11 @@ def _test(record: Mapping[str, Any]) -> str:
     return "the exact sign test of which of the two scores higher"
 
 
-def _front(record: Mapping[str, Any], trials: Sequence[Trial], metric: str, axes: Mapping[str, str]) -> go.Figure:
+def _front(
+    record: Mapping[str, Any], trials: Sequence[Trial], metric: str, axes: Mapping[str, str], space: SearchSpace
+) -> go.Figure:
     figure = go.Figure()
-    shares = [_quantized_share(trial.candidate) for trial in trials]
+    shares = [_quantized_share(space.policy(trial.candidate)) for trial in trials]
     figure.add_scatter(
         x=[trial.metrics[metric] for trial in trials],
         y=[trial.metrics["accuracy"] for trial in trials],
@@ -124,13 +132,11 @@ def _progress(record: Mapping[str, Any], trials: Sequence[Trial]) -> go.Figure:
     return _styled(figure, "trials", "hypervolume (from the worst of the first population)")
 
 
-def _makeup(record: Mapping[str, Any]) -> go.Figure:
+def _makeup(record: Mapping[str, Any], space: SearchSpace) -> go.Figure:
     rows = [*record["members"], *record["baselines"]]
-    groups = list(dict.fromkeys(name for row in rows for name in row["candidate"] if name.startswith("precision.")))
-    groups = sorted(groups, key=_natural)
-    formats = list(
-        dict.fromkeys(row["candidate"][group] for row in rows for group in groups if group in row["candidate"])
-    )
+    policies = [space.policy(row["candidate"]) for row in rows]
+    groups = sorted(dict.fromkeys(group for policy in policies for group in policy), key=_natural)
+    formats = list(dict.fromkeys(policy[group] for policy in policies for group in groups if group in policy))
     formats.sort(key=lambda name: (name != "int8", name == "fp32", name))
     others = iter(OTHERS * len(formats))
     colours = {name: {"int8": INT8, "fp32": FP32}.get(name) or next(others) for name in formats}
@@ -138,10 +144,10 @@ def _makeup(record: Mapping[str, Any]) -> go.Figure:
     steps = [ABSENT, *colours.values()]
     figure = go.Figure()
     figure.add_heatmap(
-        z=[[codes.get(row["candidate"].get(group), 0) for group in groups] for row in rows],
-        x=[group.removeprefix("precision.") for group in groups],
+        z=[[codes.get(policy.get(group, ""), 0) for group in groups] for policy in policies],
+        x=groups,
         y=[row["name"] for row in rows],
-        text=[[row["candidate"].get(group, "layer skipped") for group in groups] for row in rows],
+        text=[[policy.get(group, "layer skipped") for group in groups] for policy in policies],
         hovertemplate="%{y}<br>%{x}: %{text}<extra></extra>",
         colorscale=[[(i + end) / len(steps), colour] for i, colour in enumerate(steps) for end in (0, 1)],
         zmin=-0.5,
@@ -178,12 +184,11 @@ def _about(trial: Trial) -> str:
     return "<br>".join(lines)
 
 
-def _quantized_share(candidate: Mapping[str, Any]) -> float:
-    formats = [value for name, value in candidate.items() if name.startswith("precision.")]
-    return len([name for name in formats if name != "fp32"]) / max(1, len(formats))
+def _quantized_share(policy: Mapping[str, str]) -> float:
+    return sum(format_of(name).quantized for name in policy.values()) / max(1, len(policy))
 
 
 def _natural(name: str) -> tuple[Any, ...]:
     """Sorts ``layer.10`` after ``layer.9``, and what is in no layer last."""
     parts = name.split(".")
-    return (0, int(parts[2]), name) if len(parts) > 2 and parts[2].isdigit() else (1, 0, name)
+    return (0, int(parts[1]), name) if len(parts) > 1 and parts[1].isdigit() else (1, 0, name)

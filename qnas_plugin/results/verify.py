@@ -16,7 +16,7 @@ from qnas_plugin.files import move_files
 from qnas_plugin.measure.accuracy import size_mb
 from qnas_plugin.measure.belief import Beliefs, believed
 from qnas_plugin.measure.metrics import standard_error
-from qnas_plugin.objectives import directed, losses, near_front, non_dominated
+from qnas_plugin.objectives import COMPUTED, directed, losses, near_front, non_dominated
 from qnas_plugin.quantizers.kernels import Kernels, in_name_only
 from qnas_plugin.request import TuneRequest
 from qnas_plugin.results.member import REFERENCES, Member, Result
@@ -161,7 +161,7 @@ def _tolerances(request: TuneRequest, beliefs: Beliefs, points: npt.NDArray[np.f
     each["latency_ms"] = np.array(
         [LATENCY_NOISE * row.get("latency_ms", 0.0) for row in beliefs.metrics[: len(points)]]
     )
-    each["size_mb"] = np.zeros(len(points))
+    each |= {name: np.zeros(len(points)) for name in COMPUTED}
     return np.column_stack([each[name] for name in request.objectives])
 
 
@@ -210,9 +210,10 @@ def _members(
         name: {
             "accuracy": float(scores[name].mean()),
             "latency_ms": latencies[name]["median"],
+            **lab.computed(candidate),
             "size_mb": size_mb(chosen.file(name)),
         }
-        for name in chosen.candidates
+        for name, candidate in chosen.candidates.items()
     }
     best = non_dominated(losses(list(report.values()), directed(request.objectives, lab.metric.direction)))
     same = {name: corner for corner, name in chosen.baselines.items()}

@@ -18,7 +18,7 @@ from qnas_plugin.request import TuneRequest
 from qnas_plugin.results.member import Member, Result
 from qnas_plugin.results.report import render
 from qnas_plugin.results.statistics import exact_test
-from qnas_plugin.space import Candidate
+from qnas_plugin.space import Candidate, SearchSpace
 from qnas_plugin.study.evaluation import Trial
 from qnas_plugin.study.study import Study
 
@@ -31,13 +31,13 @@ CANDIDATE_FILE = "candidate.json"
 PARTS = ("train", "calibration", "search", "selection", "report")
 
 
-def write_result(result: Result, trials: Sequence[Trial], out: Path) -> None:
+def write_result(result: Result, trials: Sequence[Trial], space: SearchSpace, out: Path) -> None:
     """Writes ``pareto.json`` and ``report.html``, then removes the folders of an earlier verification.
 
     Killed at any moment, it leaves a ``pareto.json`` whose members are all there.
     """
     write_json(out / "pareto.json", dict(result.record))
-    write_bytes(out / "report.html", render(result.record, trials).encode())
+    write_bytes(out / "report.html", render(result.record, trials, space).encode())
     named = {out / member.folder for member in (*result.members, *result.baselines)}
     for path in [*out.glob("pareto/*"), *out.glob("baselines/*")]:
         if path not in named and (path / CANDIDATE_FILE).is_file():  # only folders of ours

@@ -8,7 +8,7 @@ import numpy as np
 
 from qnas_plugin.measure.belief import believed
 from qnas_plugin.search import Observation, Problem
-from qnas_plugin.space import Candidate, Genes, Precision, SearchSpace
+from qnas_plugin.space import Candidate, Genes, SearchSpace
 
 Rank = Callable[[int, Sequence[Observation]], Iterable[Genes]]
 """Generation number and the trials before it to genotypes ``(n,)``, most wanted first; may be endless."""
@@ -142,9 +142,7 @@ def depths(space: SearchSpace) -> list[int]:
 
 def baselines(space: SearchSpace) -> Iterator[Genes]:
     """The largest and the smallest subnet, all FP32 and all INT8."""
-    for size in ("largest", "smallest"):
-        for precision in (Precision.FP32, Precision.INT8):
-            yield space.encode(space.corner(size, precision))
+    yield from map(space.encode, space.corners.values())
 
 
 def measured(

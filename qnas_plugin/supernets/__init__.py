@@ -21,11 +21,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
 import numpy.typing as npt
 
 from qnas_plugin.data import Batch, Inputs
-from qnas_plugin.space import Candidate, Genes, SearchSpace
+from qnas_plugin.space import Candidate, SearchSpace
 
 if TYPE_CHECKING:
     import torch
@@ -106,16 +105,12 @@ class Network(Protocol):
         """
         ...
 
-    def outputs(self, cut: Cut, inputs: Inputs) -> Mapping[str, npt.NDArray[Any]]:
-        """What a cut gives for one batch, computed without that graph."""
+    def outputs(self, candidate: Candidate, inputs: Inputs) -> Mapping[str, npt.NDArray[Any]]:
+        """What a candidate gives for one batch, without that graph; in FP32 unless it was trained quantized."""
         ...
 
     def cut(self, candidate: Candidate) -> Cut:
         """What the candidate's subnet keeps."""
-        ...
-
-    def weight_mb(self, genes: Genes) -> npt.NDArray[np.float64]:
-        """Canonical genotypes ``(m, n)`` to the megabytes ``(m,)`` of their groups' weights; no graph overhead."""
         ...
 
     def config(self, candidate: Candidate) -> dict[str, Any]:
@@ -167,8 +162,11 @@ class Supernet(Network, Protocol):
         """
         ...
 
-    def activate(self, cut: Cut | None) -> None:
-        """Makes ``model`` compute a subnet; None is the whole supernet."""
+    def activate(self, candidate: Candidate | None) -> None:
+        """Makes ``model`` compute a candidate; None is the whole supernet in FP32.
+
+        A family that trains quantized networks computes in the formats of the candidate's policy, others in FP32.
+        """
         ...
 
     def order(self, batches: Iterable[Batch]) -> None:

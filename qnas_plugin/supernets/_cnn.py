@@ -26,10 +26,9 @@ from qnas_plugin.build.graph import Cut, Graph
 from qnas_plugin.data import Batch, Inputs
 from qnas_plugin.hardware import RuntimeSetting
 from qnas_plugin.quantizers.formats import DEFAULT, Precisions
-from qnas_plugin.space import Candidate, Condition, Genes, Precision, SearchSpace, Variable
+from qnas_plugin.space import Candidate, Condition, SearchSpace, Variable
 from qnas_plugin.supernets import Elastic, Part
 from qnas_plugin.supernets._checkpoint import fingerprint, write_record
-from qnas_plugin.supernets._cnn_layers import ElasticConv
 from qnas_plugin.supernets._encoder import outputs
 from qnas_plugin.supernets._encoder_layers import ElasticLinear
 
@@ -150,7 +149,7 @@ class CnnSupernet:
     @cached_property
     def space(self) -> SearchSpace:
         policy = [
-            Variable(f"precision.{group}", self.precisions.of(group, layer.precisions), "precision", layer.when)
+            Variable.precision(group, self.precisions.of(group, layer.precisions), layer.when)
             for group, layer in {layer.group: layer for layer in self.plan.layers}.items()
         ]
         return SearchSpace((*self.plan.variables, *policy))
@@ -209,8 +208,8 @@ class CnnSupernet:
         self.activate(None)
         return export(self.model, self.groups, inputs)
 
-    def outputs(self, cut: Cut, inputs: Inputs) -> Mapping[str, npt.NDArray[Any]]:
-        return outputs(self, cut, inputs)
+    def outputs(self, candidate: Candidate, inputs: Inputs) -> Mapping[str, npt.NDArray[Any]]:
+        return outputs(self, candidate, inputs)
 
     def cut(self, candidate: Candidate) -> Cut:
         def exists(condition: Condition | None) -> bool:
@@ -228,9 +227,10 @@ class CnnSupernet:
             {layer.path: int(candidate[layer.kernel]) for layer in kept if layer.kernel is not None},
         )
 
-    def activate(self, cut: Cut | None) -> None:
-        if cut is None:
-            cut = self.cut(self.space.corner("largest", Precision.FP32))
+    def activate(self, candidate: Candidate | None) -> None:
+        self._take(self.cut(self.space.corners["largest-fp32"] if candidate is None else candidate))
+
+    def _take(self, cut: Cut) -> None:
         for path in self.plan.optional:
             self.model.get_submodule(path).skipped = path in cut.skipped
         for path, width in cut.widths.items():
@@ -285,30 +285,6 @@ class CnnSupernet:
                     if tensor is not None:
                         tensor.copy_(tensor[rank])
 
-    def weight_mb(self, genes: Genes) -> npt.NDArray[np.float64]:
-        space, active = self.space, self.space.active(genes)
-
-        def count(channels: Channels) -> npt.NDArray[np.int64]:
-            return np.broadcast_to(
-                channels.table[tuple(genes[:, space.index[name]] for name in channels.variables.values())], len(genes)
-            )
-
-        total = np.zeros(len(genes))
-        for layer in self.plan.layers:
-            module, precision = self.model.get_submodule(layer.path), space.index[f"precision.{layer.group}"]
-            size = count(layer.outputs).astype(np.float64)
-            if not self._depthwise(layer):
-                size = size * count(layer.inputs)
-            if layer.kernel is not None:
-                i = space.index[layer.kernel]
-                size = size * np.array(space.variables[i].choices)[genes[:, i]] ** 2
-            elif isinstance(module, ElasticConv):
-                size = size * module.kernels[-1] ** 2
-            choices = space.variables[precision].choices
-            width = np.array([4 if choice == Precision.FP32 else 1 for choice in choices])
-            total += size * width[genes[:, precision]] * active[:, precision]
-        return total / 1e6
-
     def config(self, candidate: Candidate) -> dict[str, Any]:
         config: dict[str, Any] = json.loads(self.model.config.to_json_string(use_diff=False))
         return config
@@ -345,7 +321,7 @@ class CnnSupernet:
         try:
             yield
         finally:
-            self.activate(before)
+            self._take(before)
 
 
 class Classifier(ElasticLinear):

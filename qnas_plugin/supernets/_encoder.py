@@ -14,7 +14,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
@@ -25,7 +24,7 @@ from qnas_plugin.data import Batch, Inputs
 from qnas_plugin.errors import UsageError
 from qnas_plugin.hardware import RuntimeSetting
 from qnas_plugin.quantizers.formats import Precisions
-from qnas_plugin.space import Candidate, Condition, Genes, Precision, SearchSpace, Variable
+from qnas_plugin.space import Candidate, Condition, SearchSpace, Variable
 from qnas_plugin.supernets import Elastic, Part, Supernet
 from qnas_plugin.supernets._checkpoint import fingerprint, write_record
 from qnas_plugin.supernets._encoder_layers import ElasticLayerNorm, ElasticLinear
@@ -120,10 +119,8 @@ class EncoderSupernet:
         for i, when in enumerate(exists):
             for group in self.layout.linears:
                 choices = self.precisions.of(f"layer.{i}.{group}")
-                variables.append(Variable(f"precision.layer.{i}.{group}", choices, "precision", when))
-        variables.extend(
-            Variable(f"precision.{group}", self.precisions.of(group), "precision") for group in self.layout.others
-        )
+                variables.append(Variable.precision(f"layer.{i}.{group}", choices, when))
+        variables.extend(Variable.precision(group, self.precisions.of(group)) for group in self.layout.others)
         return SearchSpace(tuple(variables))
 
     @cached_property
@@ -175,8 +172,8 @@ class EncoderSupernet:
         self.activate(None)
         return export(self.model, self.groups, inputs)
 
-    def outputs(self, cut: Cut, inputs: Inputs) -> Mapping[str, npt.NDArray[Any]]:
-        return outputs(self, cut, inputs)
+    def outputs(self, candidate: Candidate, inputs: Inputs) -> Mapping[str, npt.NDArray[Any]]:
+        return outputs(self, candidate, inputs)
 
     def cut(self, candidate: Candidate) -> Cut:
         kept = kept_layers(len(self.layers), int(candidate["depth"]))
@@ -196,9 +193,8 @@ class EncoderSupernet:
         skipped = tuple(f"{self.layout.layers}.{i}" for i in range(len(self.layers)) if i not in kept)
         return Cut(skipped, widths)
 
-    def activate(self, cut: Cut | None) -> None:
-        if cut is None:
-            cut = self.cut(self.space.corner("largest", Precision.FP32))
+    def activate(self, candidate: Candidate | None) -> None:
+        cut = self.cut(self.space.corners["largest-fp32"] if candidate is None else candidate)
         kept = []
         for i, layer in enumerate(self.layers):
             if f"{self.layout.layers}.{i}" in cut.skipped:
@@ -258,33 +254,6 @@ class EncoderSupernet:
                 if vectors is not None:
                     vectors.copy_(vectors[columns])
 
-    def weight_mb(self, genes: Genes) -> npt.NDArray[np.float64]:
-        space, active = self.space, self.space.active(genes)
-
-        def column(name: str) -> npt.NDArray[np.float64]:
-            i = space.index[name]
-            choices = np.array(space.variables[i].choices)
-            if space.variables[i].kind == "precision":
-                choices = np.where(choices == Precision.FP32.value, 4, 1)
-            return np.asarray(choices[genes[:, i]] * active[:, i], dtype=np.float64)
-
-        total = np.zeros(len(genes))
-        for i in range(len(self.layers)):
-            inner, ffn = column(f"layer.{i}.heads") * self.head_size, column(f"layer.{i}.ffn")
-            for group in self.layout.linears:
-                experts = self._linears(i, group)
-                linear = experts[0]
-                count = {
-                    "attention_output": inner * linear.out_features,
-                    "intermediate": ffn * linear.in_features,
-                    "output": ffn * linear.out_features,
-                }.get(group, inner * linear.in_features)
-                total += len(experts) * count * column(f"precision.layer.{i}.{group}")
-        for group, paths in self.layout.others.items():
-            size = sum(self.model.get_submodule(path).weight.numel() for path in paths)
-            total += size * column(f"precision.{group}")
-        return total / 1e6
-
     def config(self, candidate: Candidate) -> dict[str, Any]:
         config: dict[str, Any] = json.loads(self.model.config.to_json_string(use_diff=False))
         return config | {"num_hidden_layers": int(candidate["depth"])}
@@ -317,9 +286,9 @@ class EncoderSupernet:
 
 
 @torch.no_grad()
-def outputs(supernet: Supernet, cut: Cut, inputs: Inputs) -> Mapping[str, npt.NDArray[Any]]:
-    """What torch computes of a subnet for one batch."""
-    supernet.activate(cut)
+def outputs(supernet: Supernet, candidate: Candidate, inputs: Inputs) -> Mapping[str, npt.NDArray[Any]]:
+    """What torch computes of a candidate for one batch."""
+    supernet.activate(candidate)
     tensors = {name: torch.as_tensor(array) for name, array in inputs.items()}
     values = {OUTPUT: supernet.model(**tensors).logits.numpy()}
     supernet.activate(None)

@@ -28,11 +28,10 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from qnas_plugin.build.graph import Cut
 from qnas_plugin.data import Batch, Dataset, Examples, OnAccess, Processor
 from qnas_plugin.errors import UsageError
 from qnas_plugin.hardware.turns import between_measurements
-from qnas_plugin.space import Precision
+from qnas_plugin.space import Candidate
 from qnas_plugin.supernets import Supernet
 from qnas_plugin.training import state
 
@@ -178,9 +177,9 @@ def train(
             for number in range(first, steps_an_epoch):
                 batch = batches[(number * size + rank) % len(batches)]
                 torch.manual_seed((settings.seed * total + done) * size + rank)
-                cuts = _subnets(supernet, settings, done, total)
+                subnets = _subnets(supernet, settings, done, total)
                 with between_measurements() if size == 1 else nullcontext():  # several would wait for each other
-                    loss = _step(supernet, model, teacher, accelerator, batch, dataset, settings, cuts)
+                    loss = _step(supernet, model, teacher, accelerator, batch, dataset, settings, subnets)
                     accelerator.clip_grad_norm_(model.parameters(), 1.0)
                     optimizer.step()
                 schedule.step()
@@ -222,18 +221,18 @@ def _interrupt_later() -> Iterator[threading.Event]:
 @torch.no_grad()
 def accuracy(
     supernet: Supernet,
-    cut: Cut | None,
+    candidate: Candidate | None,
     examples: Examples,
     processor: Processor,
     *,
     metric: Measure,
     statistics: Examples | None = None,
 ) -> float:
-    """What a subnet, in torch and FP32, is worth on some examples; None is the whole supernet.
+    """What a candidate, in torch, is worth on some examples; None is the whole supernet.
 
     Statistics of BatchNorms are estimated anew on the examples given for it, and restored.
     """
-    supernet.activate(cut)
+    supernet.activate(candidate)
     before = {name: buffer.clone() for name, buffer in supernet.model.named_buffers()}
     if statistics is not None:
         _estimate_statistics(supernet.model, processor.batches(statistics.inputs, 64))
@@ -257,7 +256,7 @@ def _step(
     batch: Batch,
     dataset: Dataset,
     settings: Settings,
-    subnets: Sequence[Cut],
+    subnets: Sequence[Candidate],
 ) -> float:
     """Adds the gradients of one batch to the whole supernet and some subnets; the loss of the whole supernet."""
     model.train()
@@ -295,17 +294,17 @@ def _step(
     return loss
 
 
-def _subnets(supernet: Supernet, settings: Settings, done: int, total: int) -> list[Cut]:
+def _subnets(supernet: Supernet, settings: Settings, done: int, total: int) -> list[Candidate]:
     """What a step trains beside the whole supernet; in the first step after ``done``, of ``total``."""
     space, rng = supernet.space, np.random.default_rng([settings.seed, done])
     genes = []
     if settings.subnets in ("random", "sandwich"):
         genes.append(space.sample(1, rng)[0])
     if settings.subnets == "sandwich":
-        genes.append(space.encode(space.corner("smallest", Precision.FP32)))
+        genes.append(space.encode(space.corners["smallest-fp32"]))
     allowed = min(1.0, done / (settings.shrinking * total)) if settings.shrinking else 1.0
     smallest = np.floor((1 - allowed) * space.sizes).clip(max=space.sizes - 1).astype(np.int64)
-    return [supernet.cut(space.decode(np.maximum(own, smallest))) for own in genes]
+    return [space.decode(np.maximum(own, smallest)) for own in genes]
 
 
 @torch.no_grad()

@@ -36,9 +36,10 @@ def supernet(request: pytest.FixtureRequest) -> Supernet:
 def test_estimate_gives_what_torch_normalises_by_in_training(supernet: Supernet) -> None:
     graph = supernet.graph(BATCHES[0].inputs)
     for genes in supernet.space.sample(4, np.random.default_rng(0)):
-        cut = supernet.cut(supernet.space.decode(genes))
+        candidate = supernet.space.decode(genes)
+        cut = supernet.cut(candidate)
         statistics, _ = batch_norm.estimate(graph, cut, BATCHES)
-        supernet.activate(cut)
+        supernet.activate(candidate)
         model = copy.deepcopy(supernet.model).train()
         supernet.activate(None)
         with torch.no_grad():
@@ -54,7 +55,8 @@ def test_estimate_sees_the_ranges_of_the_network_that_ships(supernet: Supernet) 
     for genes in supernet.space.sample(2, np.random.default_rng(0)):
         candidate = supernet.space.decode(genes)
         cut = supernet.cut(candidate)
-        groups = {group: nodes for group, nodes in graph.groups.items() if f"precision.{group}" in candidate}
+        policy = supernet.space.policy(candidate)
+        groups = {group: nodes for group, nodes in graph.groups.items() if group in policy}
         statistics, seen = batch_norm.estimate(graph, cut, BATCHES)
         expected = observe(subnet(graph, cut, statistics), groups, BATCHES)
         assert expected.keys() <= seen.keys()
@@ -117,7 +119,7 @@ def test_build_has_the_statistics_of_its_subnet(tiny_cnn_checkpoint: Path) -> No
     (batch,) = lab.processor.batches(lab.dataset.calibration.inputs, 96)
     session = onnxruntime.InferenceSession(lab.build(candidate).SerializeToString())
     (got,) = session.run(["logits"], dict(batch.inputs))
-    supernet.activate(supernet.cut(candidate))
+    supernet.activate(candidate)
     model = copy.deepcopy(supernet.model).train()
     with torch.no_grad():
         expected = model(pixel_values=torch.as_tensor(batch.inputs["pixel_values"])).logits.numpy()

@@ -23,6 +23,7 @@ from qnas_plugin.latency.measurements import Measured, Timing, append, joined, r
 from qnas_plugin.latency.parts_alone import build, isolate
 from qnas_plugin.latency.rows import GRANULARITIES, Decomposition, join
 from qnas_plugin.latency.table import Estimator
+from qnas_plugin.quantizers.formats import Precisions
 from qnas_plugin.quantizers.quantize import verify
 from qnas_plugin.request import ProfileRequest, parse_duration
 from qnas_plugin.space import Precision
@@ -173,11 +174,32 @@ def test_isolate_gives_each_node_to_one_part(supernet: Supernet, tmp_path: Path)
     assert sum(counts[part.key] * size(part.model) for part in parts) == size(build(graph, supernet, largest))
 
 
+@pytest.mark.parametrize("choices", [("int8-asym", "fp32"), ("fp32", "int8-dynamic"), ("int8", "int8-asym")])
+def test_profile_works_for_groups_without_int8_or_fp32(
+    choices: tuple[str, ...], bert_checkpoint: Path, tmp_path: Path
+) -> None:
+    kept = ("classifier",) if "fp32" in choices else ()
+    network: Supernet = registry.load("supernets", "bert").load(
+        str(bert_checkpoint), precisions=Precisions(choices, kept)
+    )
+    inputs = network.example(SETTING)
+    graph = network.graph(inputs)
+    bench = profile.Bench(network, graph, inputs, SETTING)
+    policies = [network.space.policy(network.space.decode(genes)) for _, genes in bench.networks(0)]
+    assert len(policies) == profile.FITTED + profile.HELD_OUT
+    first = next(name for name in choices if name != "fp32")
+    assert set(policies[0].values()) == {first, *(["fp32"] if kept else [])}  # what each batch is compared by
+    decomposition = Decomposition(network.space, join(network.parts, "linear"))
+    found = {alone.key for alone in isolate(graph, network, decomposition, inputs, tmp_path)}
+    assert found == set(decomposition.keys)
+    build(graph, network, network.space.corners["smallest-int8"])
+
+
 def test_build_lands_the_policy_without_data(supernet: Supernet) -> None:
     graph = supernet.graph(supernet.example(SETTING))
     candidate = supernet.space.decode(supernet.space.sample(1, np.random.default_rng(0))[0])
-    groups = {group: nodes for group, nodes in graph.groups.items() if f"precision.{group}" in candidate}
-    policy = {group: Precision(str(candidate[f"precision.{group}"])) for group in groups}
+    policy = supernet.space.policy(candidate)
+    groups = {group: nodes for group, nodes in graph.groups.items() if group in policy}
     verify(build(graph, supernet, candidate), groups, policy)
 
 

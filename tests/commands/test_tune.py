@@ -10,12 +10,18 @@ from pathlib import Path
 import pytest
 
 from qnas_plugin.commands import tune as command
+from qnas_plugin.commands.retarget import retarget
 from qnas_plugin.commands.study_folder import request_in, study_in
 from qnas_plugin.commands.tune import tune
 from qnas_plugin.errors import StudyError
+from qnas_plugin.hardware import RuntimeSetting
 from qnas_plugin.hardware.machine import described
+from qnas_plugin.latency import table as latency_table
+from qnas_plugin.measure.costs import Costs
 from qnas_plugin.request import TuneRequest
 from qnas_plugin.study.study import stored_identity
+from qnas_plugin.supernets import Supernet
+from tests.commands.conftest import ELSEWHERE, table_of
 
 
 @pytest.fixture
@@ -128,3 +134,31 @@ def test_a_study_in_a_database_keeps_its_name_when_its_folder_is_renamed(copied:
     assert study_in(again.out, again) == (storage, "first")
     other = first.model_copy(update={"out": tmp_path / "other"})
     assert study_in(other.out, other) == (storage, "other")
+
+
+def test_tune_searches_and_limits_what_is_computed(request_: TuneRequest, supernet: Supernet, tmp_path: Path) -> None:
+    """Multiply-accumulates as an objective, bit operations as a limit: in trials, members and the retargeted set."""
+    largest = supernet.space.corners["largest-int8"]
+    asked = request_.model_copy(
+        update={
+            "objectives": ("accuracy", "latency_ms", "gmacs"),
+            "limits": ("gbitops<=0.02",),
+            "out": tmp_path / "out",
+            "trials": 6,
+        }
+    )
+    result = tune(asked)
+    inputs = supernet.example(RuntimeSetting(sequence_length=16))
+    costs = Costs(supernet, supernet.graph(inputs), inputs)
+    for member in (*result.members, *result.baselines):
+        genes = supernet.space.encode(member.candidate)[None]
+        assert member.report["gmacs"] == pytest.approx(float(costs.gmacs(genes)[0]))
+        assert member.report["gbitops"] == pytest.approx(float(costs.gbitops(genes)[0]))
+    full = next(member for member in result.baselines if member.candidate == largest)
+    assert 0 < full.report["gbitops"] < 1024 * full.report["gmacs"]
+    assert all("gmacs" in member.search for member in result.members)
+    other = latency_table.write(table_of(supernet, ELSEWHERE, 1), tmp_path)
+    for retargeted in retarget(tmp_path / "out", ELSEWHERE, table=other).members:
+        genes = supernet.space.encode(retargeted.candidate)[None]
+        assert retargeted.metrics["gmacs"] == pytest.approx(float(costs.gmacs(genes)[0]))
+        assert retargeted.metrics["size_mb"] == pytest.approx(float(costs.size_mb(genes)[0]))

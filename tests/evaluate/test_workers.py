@@ -39,6 +39,7 @@ from qnas_plugin.files.locks import alone_in
 from qnas_plugin.hardware import HardwareProfile, describe
 from qnas_plugin.hardware.machine import detect
 from qnas_plugin.hardware.turns import private_folder
+from qnas_plugin.quantizers.quantize import Policy
 from qnas_plugin.search import Algorithm, Problem, nsga2, random
 from qnas_plugin.space import Candidate, Precision
 from qnas_plugin.study.evaluation import Trial
@@ -221,12 +222,12 @@ class _Late(Job):
     seconds: float = 0.0
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _late, (self.candidate, self.cut, self.latency, self.seconds)
+        return _late, (self.candidate, self.cut, self.policy, self.latency, self.seconds)
 
 
-def _late(candidate: Candidate, cut: Cut, latency: tuple[float, float] | None, seconds: float) -> Job:
+def _late(candidate: Candidate, cut: Cut, policy: Policy, latency: tuple[float, float] | None, seconds: float) -> Job:
     time.sleep(seconds)
-    return Job(candidate, cut, latency)
+    return Job(candidate, cut, policy, latency)
 
 
 def test_drive_gives_work_to_every_worker_and_leaves_nothing_there(client: Client, search: Search) -> None:

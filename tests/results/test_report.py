@@ -72,7 +72,7 @@ def test_render_shows_the_record_and_needs_nothing_else() -> None:
         ),
         Trial(error="broken", number=2, candidate=SPACE.corner("largest", Precision.INT8)),
     ]
-    html = render(RECORD, trials)
+    html = render(RECORD, trials, SPACE)
     for text in ("1-aaa", "smallest-fp32", "a-sku", "A CPU", "-1.00", "1.04 points", "2 evaluated, 1 failed", "0.0456"):
         assert text in html, text
     assert "the probability of the right class" in html
@@ -86,13 +86,13 @@ def test_render_names_the_test_that_was_run() -> None:
     trials = [
         Trial(metrics={"accuracy": 0.8, "latency_ms": 3.0}, number=0, candidate=SPACE.corner("largest", Precision.FP32))
     ]
-    assert "McNemar" in render(RECORD, trials)
+    assert "McNemar" in render(RECORD, trials, SPACE)
     cosine = RECORD | {"data": {**RECORD["data"], "metric": "cosine"}}  # type: ignore[dict-item]
-    assert "McNemar" not in render(cosine, trials)
+    assert "McNemar" not in render(cosine, trials, SPACE)
 
 
 def test_render_draws_every_format_as_what_it_is() -> None:
-    figure = _makeup(RECORD)
+    figure = _makeup(RECORD, SPACE)
     heat = figure.data[0]
     rows = dict(zip(heat.y, heat.z, strict=True))
     assert rows["1-aaa"][0] != rows["2-bbb"][0] != rows["smallest-fp32"][0]
@@ -113,4 +113,4 @@ def test_render_shows_a_record_of_the_first_schema() -> None:
     trials = [
         Trial(metrics={"accuracy": 0.8, "latency_ms": 3.0}, number=0, candidate=SPACE.corner("largest", Precision.FP32))
     ]
-    assert "1.04 points" in render(old, trials)
+    assert "1.04 points" in render(old, trials, SPACE)

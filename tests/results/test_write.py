@@ -10,6 +10,7 @@ from qnas_plugin.files import write_bytes
 from qnas_plugin.results.member import Result
 from qnas_plugin.results.verify import _put_in_place
 from qnas_plugin.results.write import write_result
+from qnas_plugin.space import SearchSpace
 from tests.results.test_recommend import member
 
 
@@ -41,10 +42,10 @@ def test_old_members_go_only_when_the_new_ones_stand_in_pareto_json(
     assert not building.exists()
     monkeypatch.setattr("qnas_plugin.results.write.render", stop)
     with pytest.raises(KeyboardInterrupt):
-        write_result(result, [], tmp_path)
+        write_result(result, [], SearchSpace(()), tmp_path)
     assert folders() == {"pareto/old", "pareto/both", "pareto/new", "baselines/old"}
     monkeypatch.setattr("qnas_plugin.results.write.render", lambda *_: "report")
-    write_result(result, [], tmp_path)
+    write_result(result, [], SearchSpace(()), tmp_path)
     assert folders() == {"pareto/both", "pareto/new"}
     assert (tmp_path / "pareto/of-the-user").is_dir()
     assert json.loads((tmp_path / "pareto.json").read_text()) == {"members": ["both", "new"]}

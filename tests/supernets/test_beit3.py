@@ -203,9 +203,9 @@ def test_a_trained_supernet_is_searched_with_questions(beit3_checkpoint: Path, q
         tmp_path / "sandwich",
         teacher=teacher.model,
     )
-    smallest = supernet.cut(supernet.space.corner("smallest", Precision.FP32))
-    for cut in (None, smallest):
-        assert accuracy(supernet, cut, dataset.report, processor, metric=METRICS["accuracy"]) > 0.8
+    smallest = supernet.space.corners["smallest-fp32"]
+    for candidate in (None, smallest):
+        assert accuracy(supernet, candidate, dataset.report, processor, metric=METRICS["accuracy"]) > 0.8
     lab = Lab(supernet, dataset, processor, HERE, RuntimeSetting(sequence_length=8))
     lab.check(supernet.space.corner("smallest", Precision.FP32))
     evaluation = lab.evaluate(supernet.space.corner("largest", Precision.INT8), tmp_path)

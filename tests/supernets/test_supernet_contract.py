@@ -26,7 +26,6 @@ from qnas_plugin import registry
 from qnas_plugin.build.export import export_module
 from qnas_plugin.build.graph import Graph
 from qnas_plugin.build.slice import materialize
-from qnas_plugin.build.tidy import WEIGHT_INPUT
 from qnas_plugin.data import Batch, Inputs
 from qnas_plugin.errors import CheckpointError, UsageError
 from qnas_plugin.latency.parts_alone import build, isolate
@@ -127,8 +126,7 @@ def sampled(supernet: Supernet, count: int) -> list[Candidate]:
 
 def hard_pruned(supernet: Supernet, candidate: Candidate) -> torch.nn.Module:
     """The subnet as a model of its own, every layer cut to size: the plain way, with nothing shared."""
-    cut = supernet.cut(candidate)
-    supernet.activate(cut)
+    supernet.activate(candidate)
     model = copy.deepcopy(supernet.model)
     supernet.activate(None)
     for name, module in list(model.named_modules()):
@@ -175,13 +173,13 @@ def test_activate_computes_the_hard_pruned_subnet(supernet: Supernet, family: st
         pruned = hard_pruned(supernet, candidate)
         with torch.no_grad():
             expected = pruned(**{name: torch.as_tensor(array) for name, array in INPUTS[family].items()}).logits
-        supernet.activate(supernet.cut(candidate))
+        supernet.activate(candidate)
         np.testing.assert_allclose(run(supernet, family), expected.numpy(), atol=1e-5)
 
 
 def test_activate_restores_the_whole_supernet_when_none(supernet: Supernet, family: str) -> None:
     before = run(supernet, family)
-    supernet.activate(supernet.cut(sampled(supernet, 1)[0]))
+    supernet.activate(sampled(supernet, 1)[0])
     assert not np.allclose(run(supernet, family), before)
     supernet.activate(None)
     np.testing.assert_array_equal(run(supernet, family), before)
@@ -189,7 +187,7 @@ def test_activate_restores_the_whole_supernet_when_none(supernet: Supernet, fami
 
 def test_order_keeps_the_function_and_sorts_units(supernet: Supernet, family: str) -> None:
     before = run(supernet, family)
-    smallest = supernet.cut(supernet.space.corner("smallest", Precision.FP32))
+    smallest = supernet.space.corners["smallest-fp32"]
     supernet.activate(smallest)
     small_before = run(supernet, family)
     supernet.activate(None)
@@ -203,7 +201,7 @@ def test_materialize_matches_torch_for_random_subnets(supernet: Supernet, family
     for candidate in sampled(supernet, 6):
         cut = supernet.cut(candidate)
         got = logits(materialize(graph, cut).SerializeToString(), INPUTS[family])
-        supernet.activate(cut)
+        supernet.activate(candidate)
         np.testing.assert_allclose(got, run(supernet, family), atol=1e-5)
         supernet.activate(None)
 
@@ -236,27 +234,11 @@ def test_materialize_is_deterministic(supernet: Supernet, family: str, graph: Gr
 
 
 def test_groups_name_nodes_of_every_subnet(supernet: Supernet, family: str, graph: Graph) -> None:
-    assert list(graph.groups) == [
-        v.name.removeprefix("precision.") for v in supernet.space.variables if v.kind == "precision"
-    ]
+    assert list(graph.groups) == [v.group for v in supernet.space.variables if v.kind == "precision"]
     for candidate in sampled(supernet, 4):
         nodes = {node.name for node in materialize(graph, supernet.cut(candidate)).graph.node}
         for group, names in graph.groups.items():
-            assert (f"precision.{group}" in candidate) == all(name in nodes for name in names), group
-
-
-def test_weight_mb_counts_the_weights_of_the_subnet(supernet: Supernet, family: str, graph: Graph) -> None:
-    for candidate in sampled(supernet, 5):
-        subnet = materialize(graph, supernet.cut(candidate)).graph
-        sizes = {initializer.name: np.prod(initializer.dims) for initializer in subnet.initializer}
-        nodes = {node.name: node for node in subnet.node}
-        expected = 0
-        for group, names in graph.groups.items():
-            if f"precision.{group}" in candidate:
-                count = sum(sizes[nodes[n].input[WEIGHT_INPUT[nodes[n].op_type]]] for n in names)
-                expected += count * (4 if candidate[f"precision.{group}"] == "fp32" else 1)
-        got = supernet.weight_mb(supernet.space.encode(candidate)[None, :])
-        np.testing.assert_allclose(got, [expected / 1e6])
+            assert (group in supernet.space.policy(candidate)) == all(name in nodes for name in names), group
 
 
 def test_emit_lands_each_group_of_random_candidates(supernet: Supernet, family: str, graph: Graph) -> None:
@@ -290,7 +272,7 @@ def test_save_round_trips_and_hugging_face_reads_it(
     supernet: Supernet, family: str, tmp_path: Path, checkpoint: Path
 ) -> None:
     supernet.order([Batch(INPUTS[family], np.arange(3))])
-    supernet.activate(supernet.cut(supernet.space.corner("smallest", Precision.FP32)))
+    supernet.activate(supernet.space.corners["smallest-fp32"])
     supernet.save(tmp_path)
     supernet.activate(None)
     loaded = module(family).load(str(tmp_path))

@@ -63,10 +63,11 @@ def test_load_takes_other_vision_transformers(make: Callable[[], PreTrainedModel
     graph = supernet.graph(inputs)
     assert not any(node.op_type == "Resize" for node in graph.model.graph.node)
     for genes in supernet.space.sample(4, np.random.default_rng(0)):
-        cut = supernet.cut(supernet.space.decode(genes))
+        candidate = supernet.space.decode(genes)
+        cut = supernet.cut(candidate)
         session = onnxruntime.InferenceSession(materialize(graph, cut).SerializeToString())
         (got,) = session.run(["logits"], dict(inputs))
-        np.testing.assert_allclose(got, supernet.outputs(cut, inputs)["logits"], atol=1e-5)
+        np.testing.assert_allclose(got, supernet.outputs(candidate, inputs)["logits"], atol=1e-5)
     supernet.save(tmp_path / "saved")
     again = vit.load(str(tmp_path / "saved"))
     assert again.fingerprint == supernet.fingerprint

@@ -13,7 +13,7 @@ from qnas_plugin import registry
 from qnas_plugin.data import Dataset, Losses, Processor, SplitSizes
 from qnas_plugin.errors import CheckpointError, UsageError
 from qnas_plugin.measure.metrics import METRICS
-from qnas_plugin.space import Precision
+from qnas_plugin.space import Candidate
 from qnas_plugin.supernets import Elastic, Supernet
 from qnas_plugin.training.instatune import Settings, Step, _augmented, _subnets, accuracy, train
 from qnas_plugin.training.state import RESUME_FILE, finish
@@ -51,7 +51,7 @@ def weights(supernet: Supernet) -> dict[str, torch.Tensor]:
 def test_train_teaches_the_whole_supernet_and_its_smallest_subnet(
     supernet: Supernet, dataset: Dataset, processor: Processor, tmp_path: Path
 ) -> None:
-    smallest = supernet.cut(supernet.space.corner("smallest", Precision.FP32))
+    smallest = supernet.space.corners["smallest-fp32"]
     steps: list[Step] = []
     assert train(
         supernet, dataset, processor, Settings(**vars(SETTINGS) | {"epochs": 20}), tmp_path, on_step=steps.append
@@ -151,7 +151,7 @@ def test_train_teaches_a_convolutional_supernet(tiny_cnn_checkpoint: Path, tmp_p
     settings = Settings(epochs=6, batch_size=64, learning_rate=5e-3, subnets="sandwich", shrinking=0.5)
     train(supernet, images, encode, settings, tmp_path)
     assert accuracy(supernet, None, images.report, encode, metric=METRICS["accuracy"]) > 0.85
-    smallest = supernet.cut(supernet.space.corner("smallest", Precision.FP32))
+    smallest = supernet.space.corners["smallest-fp32"]
     state = weights(supernet)
     own = accuracy(supernet, smallest, images.report, encode, metric=METRICS["accuracy"], statistics=images.calibration)
     assert own > 0.5
@@ -199,17 +199,36 @@ def test_train_augments_images_the_same_way_each_time_and_no_texts(
 
 def test_subnets_shrink_step_by_step(supernet: Supernet) -> None:
     settings = Settings(subnets="sandwich", shrinking=0.5)
-    whole = supernet.cut(supernet.space.corner("largest", Precision.FP32))
-    smallest = supernet.cut(supernet.space.corner("smallest", Precision.FP32))
+    whole = supernet.cut(supernet.space.corners["largest-fp32"])
+    smallest = supernet.space.corners["smallest-fp32"]
     sizes = []
     for done in range(100):
-        cuts = _subnets(supernet, settings, done, 100)
-        assert len(cuts) == 2
+        subnets = _subnets(supernet, settings, done, 100)
+        assert len(subnets) == 2
+        cuts = [supernet.cut(subnet) for subnet in subnets]
         sizes.append(sum(inputs * outputs for inputs, outputs in cuts[1].widths.values()))
-    assert _subnets(supernet, settings, 0, 100) == [whole, whole]
-    assert cuts[1] == smallest
+    assert [supernet.cut(subnet) for subnet in _subnets(supernet, settings, 0, 100)] == [whole, whole]
+    assert cuts[1] == supernet.cut(smallest)
     assert sizes == sorted(sizes, reverse=True)
     assert len(set(sizes)) == 3
+
+
+def test_what_is_trained_knows_its_policy(
+    supernet: Supernet, dataset: Dataset, processor: Processor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A family that trains quantized networks gets the format of each group of each subnet."""
+    activate, trained = supernet.activate, []
+
+    def record(candidate: Candidate | None) -> None:
+        trained.append(candidate)
+        activate(candidate)
+
+    monkeypatch.setattr(supernet, "activate", record)
+    train(supernet, dataset, processor, Settings(epochs=2, batch_size=16), tmp_path)
+    policies = [supernet.space.policy(candidate) for candidate in trained if candidate is not None]
+    assert len(policies) > 5
+    assert {format for policy in policies for format in policy.values()} == {"int8", "fp32"}
+    assert all({"layer.0.query", "classifier"} <= policy.keys() for policy in policies)
 
 
 def test_accuracy_is_the_share_of_right_predictions(supernet: Supernet, dataset: Dataset, processor: Processor) -> None:

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 
 from qnas_plugin.build.graph import Cut
@@ -30,7 +29,7 @@ from qnas_plugin.errors import CheckpointError, DataError, UsageError, door
 from qnas_plugin.files.doors import read_json
 from qnas_plugin.quantizers.formats import DEFAULT, Precisions, matches
 from qnas_plugin.runtimes import onnxruntime as runtime
-from qnas_plugin.space import Candidate, Genes, Precision, SearchSpace, Variable
+from qnas_plugin.space import Candidate, SearchSpace, Variable
 from qnas_plugin.supernets.onnx_file.plain import Plain, plain
 from qnas_plugin.supernets.onnx_file.refusal import no_layer
 
@@ -80,11 +79,7 @@ class OnnxModel:
 
     @cached_property
     def space(self) -> SearchSpace:
-        return SearchSpace(
-            tuple(
-                Variable(f"precision.{name}", self.precisions.choices or DEFAULT, "precision") for name in self.groups
-            )
-        )
+        return SearchSpace(tuple(Variable.precision(name, self.precisions.choices or DEFAULT) for name in self.groups))
 
     @property
     def label_names(self) -> tuple[str, ...]:
@@ -115,7 +110,7 @@ class OnnxModel:
         model.graph.input.extend(kept)
         return Graph(model, self.outline.weights, self.groups)
 
-    def outputs(self, cut: Cut, inputs: Inputs) -> Mapping[str, Any]:
+    def outputs(self, candidate: Candidate, inputs: Inputs) -> Mapping[str, Any]:
         with door(CheckpointError, f"ONNX Runtime cannot run '{self.file}' on the data"):
             session = runtime.session(self.file, 1, spinning=False, prepack=False)
             names = [output.name for output in session.get_outputs()]
@@ -123,13 +118,6 @@ class OnnxModel:
 
     def cut(self, candidate: Candidate) -> Cut:
         return Cut((), {})
-
-    def weight_mb(self, genes: Genes) -> npt.NDArray[np.float64]:
-        total = np.zeros(len(genes))
-        for i, (variable, names) in enumerate(zip(self.space.variables, self.groups.values(), strict=True)):
-            bytes_ = np.array([4 if choice == Precision.FP32 else 1 for choice in variable.choices])
-            total += bytes_[genes[:, i]] * sum(dict(self._sizes[name] for name in names).values())
-        return total / 1e6
 
     @cached_property
     def _sizes(self) -> Mapping[str, tuple[str, int]]:
