@@ -139,6 +139,11 @@ def profiles() -> dict[str, HardwareProfile]:
     Raises:
         HardwareError: A file is malformed, or a profile of the user takes the name of one that comes with the package.
     """
+    return {name: profile for name, (_, profile) in sorted(_profiles().items())}
+
+
+def _profiles() -> dict[str, tuple[Path, HardwareProfile]]:
+    """The file and the content of each profile, by name."""
     found: dict[str, tuple[Path, HardwareProfile]] = {}
     for folder in (data_folder("hardware_profiles"), user_folder("hardware_profiles")):
         for path in sorted(folder.glob("*.toml")):
@@ -148,7 +153,7 @@ def profiles() -> dict[str, HardwareProfile]:
                     f"{path}: the name '{profile.name}' belongs to {found[profile.name][0]}; rename this profile"
                 )
             found[profile.name] = path, profile
-    return {name: found[name][1] for name in sorted(found)}
+    return found
 
 
 def load_profile(name_or_path: str | Path) -> HardwareProfile:
@@ -193,7 +198,7 @@ def write_profile(profile: HardwareProfile, folder: Path) -> Path:
 
 
 def match(machine: Machine) -> HardwareProfile:
-    """The profile of a machine.
+    """The profile of a machine; one of the user's own goes before one that comes with the package.
 
     Raises:
         HardwareError: No profile fits the machine, or more than one does.
@@ -201,6 +206,9 @@ def match(machine: Machine) -> HardwareProfile:
     known = profiles()
     mismatches = {name: is_this_machine(profile, machine) for name, profile in known.items()}
     fitting = [name for name in known if not mismatches[name]]
+    own = [name for name in fitting if _profiles()[name][0].parent == user_folder("hardware_profiles")]
+    if len(own) == 1:
+        fitting = own
     if len(fitting) > 1:
         raise HardwareError(f"several profiles fit this machine; choose one with --hardware: {', '.join(fitting)}")
     if not fitting:

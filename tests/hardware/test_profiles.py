@@ -106,9 +106,15 @@ def test_match_says_what_was_seen_when_no_profile_fits(changes: dict[str, Any], 
         match(dataclasses.replace(XEON, **changes))
 
 
-def test_match_asks_when_two_profiles_fit(home: Path) -> None:
+def test_match_takes_the_users_own_profile_before_one_of_the_package(home: Path) -> None:
     write_profile(describe(XEON, "mine"), home)
-    with pytest.raises(HardwareError, match=r"several profiles fit .* --hardware: mine, xeon-8380$"):
+    assert match(XEON).name == "mine"
+
+
+def test_match_asks_when_two_profiles_of_the_user_fit(home: Path) -> None:
+    write_profile(describe(XEON, "mine"), home)
+    write_profile(describe(XEON, "mine-too"), home)
+    with pytest.raises(HardwareError, match=r"several profiles fit .* --hardware: mine, mine-too, xeon-8380$"):
         match(XEON)
 
 
