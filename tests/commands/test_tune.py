@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from qnas_plugin.api import retarget
 from qnas_plugin.commands import tune as command
-from qnas_plugin.commands.retarget import retarget
 from qnas_plugin.commands.study_folder import request_in, study_in
 from qnas_plugin.commands.tune import tune
 from qnas_plugin.errors import StudyError
@@ -158,7 +158,7 @@ def test_tune_searches_and_limits_what_is_computed(request_: TuneRequest, supern
     assert 0 < full.report["gbitops"] < 1024 * full.report["gmacs"]
     assert all("gmacs" in member.search for member in result.members)
     other = latency_table.write(table_of(supernet, ELSEWHERE, 1), tmp_path)
-    for retargeted in retarget(tmp_path / "out", ELSEWHERE, table=other).members:
+    for retargeted in retarget(tmp_path / "out", ELSEWHERE, seq_len=16, table=other).members:
         genes = supernet.space.encode(retargeted.candidate)[None]
         assert retargeted.metrics["gmacs"] == pytest.approx(float(costs.gmacs(genes)[0]))
         assert retargeted.metrics["size_mb"] == pytest.approx(float(costs.size_mb(genes)[0]))
