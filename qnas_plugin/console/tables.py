@@ -47,7 +47,10 @@ def result_table(result: Result) -> Table:
     table.add_column("", no_wrap=True, min_width=17)
     data = result.record["data"]
     unit = "points" if data["points"] else "change"
-    for name in (called("accuracy", data["metric"]), "latency ms", "size MB", "faster", "smaller", unit):
+    shown = {"accuracy", "latency_ms", "size_mb"}
+    others = [name for name in result.record["request"]["objectives"] if name not in shown]
+    first = (called("accuracy", data["metric"]), "latency ms", "size MB", *others)
+    for name in (*first, "faster", "smaller", unit):
         table.add_column(name, justify="right", min_width=max(map(len, name.split())))
 
     def difference(value: float) -> str:
@@ -70,6 +73,7 @@ def result_table(result: Result) -> Table:
             f"{metrics['accuracy']:.4f}",
             f"{metrics['latency_ms']:.3f}",
             f"{metrics['size_mb']:.2f}",
+            *(f"{metrics[name]:.4g}" for name in others),
             *ratios,
             style="bold" if chosen else None,
         )
