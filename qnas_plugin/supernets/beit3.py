@@ -126,7 +126,8 @@ def tiny(folder: Path) -> Tiny:
     from qnas_plugin.tasks._tiny import write_image_processor, write_question_tokenizer
 
     words = write_question_tokenizer(folder)
-    sizes: dict[str, Any] = {"image_size": 8, "patch_size": 4, "num_channels": 3, "vocab_size": words, "max_position_embeddings": 32}
+    sizes: dict[str, Any] = {"image_size": 8, "patch_size": 4, "num_channels": 3}
+    sizes |= {"vocab_size": words, "max_position_embeddings": 32}
     config = Beit3Config(**_tiny.SIZES, **sizes, **_tiny.classes(4))
     _tiny.write_encoder(folder, Beit3ForVisualQuestionAnswering, config, norms=True)
     write_image_processor(folder, channels=3)
