@@ -96,6 +96,7 @@ def main() -> int:
         subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", str(folder / "wheel"), str(ROOT)], check=True)
         wheel = next((folder / "wheel").glob("*.whl"))
         shutil.copytree(ROOT / "tests", folder / "wheel" / "tests")  # the package itself comes from the wheel alone
+        shutil.copytree(ROOT / "examples" / "toy_supernet", folder / "wheel" / "examples" / "toy_supernet")
         shutil.copy(ROOT / "pyproject.toml", folder / "wheel")
         passed = True
         for name in given.names or ENVIRONMENTS:

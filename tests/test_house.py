@@ -30,6 +30,7 @@ ORDER = (
     ("api", "console"),
     ("cli",),
     ("hosts", "__init__", "__main__"),
+    ("testing",),
 )
 """Rooms and single files, from the ground up: each imports what stands above it here, and its own room."""
 

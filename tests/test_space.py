@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from qnas_plugin.errors import UsageError
 from qnas_plugin.space import Condition, Precision, SearchSpace, Variable, unique_rows
+from qnas_plugin.testing._spaces import encoder_space
 
 PRECISIONS = (Precision.INT8.value, Precision.FP32.value)
 
@@ -32,22 +33,6 @@ def spaces(draw: st.DrawFn) -> SearchSpace:
 
 def every_genotype(space: SearchSpace) -> np.ndarray:
     return np.array(list(itertools.product(*(range(size) for size in space.sizes))), dtype=np.int64)
-
-
-def bert_base_sst2_quantized() -> SearchSpace:
-    layers = range(12)
-    exists = [Condition("depth", tuple(range(max(6, i + 1), 13))) for i in layers]
-    linears = ("query", "key", "value", "output", "up", "down")
-    return SearchSpace(
-        (
-            Variable("depth", tuple(range(6, 13))),
-            *(Variable(f"heads_{i}", (6, 8, 10, 12), when=exists[i]) for i in layers),
-            *(Variable(f"ffn_{i}", (1024, 2048, 3072), when=exists[i]) for i in layers),
-            *(Variable(f"{name}_{i}", PRECISIONS, "precision", exists[i]) for i in layers for name in linears),
-            Variable("pooler", PRECISIONS, "precision"),
-            Variable("classifier", PRECISIONS, "precision"),
-        )
-    )
 
 
 @given(spaces())
@@ -122,15 +107,15 @@ def test_mutate_reaches_all_other_choices_alike() -> None:
     assert np.bincount(moved[:, 0], minlength=4) == pytest.approx([1000, 0, 1000, 1000], abs=100)
 
 
-def test_networks_and_genotypes_match_the_published_size_of_bert_base_sst2_quantized() -> None:
-    space = bert_base_sst2_quantized()
+def test_networks_and_genotypes_match_the_published_size_of_encoder_space() -> None:
+    space = encoder_space()
     assert len(space) == 99
     assert math.log10(space.genotypes) == pytest.approx(36.07, abs=0.005)
     assert math.log10(space.networks) == pytest.approx(35.23, abs=0.005)
 
 
 def test_corner_gives_the_extremes() -> None:
-    space = bert_base_sst2_quantized()
+    space = encoder_space()
     largest = space.corner("largest", Precision.FP32)
     assert largest["depth"] == 12
     assert largest["heads_11"] == 12
@@ -143,14 +128,14 @@ def test_corner_gives_the_extremes() -> None:
 
 
 def test_architecture_leaves_the_precision_policy_out() -> None:
-    space = bert_base_sst2_quantized()
+    space = encoder_space()
     int8, fp32 = (space.corner("largest", precision) for precision in Precision)
     assert int8 != fp32
     assert space.architecture(int8) == space.architecture(fp32)
 
 
 def test_candidate_drops_inactive_values() -> None:
-    space = bert_base_sst2_quantized()
+    space = encoder_space()
     values = {**space.corner("largest", Precision.INT8), "depth": 6}
     assert len(space.candidate(values)) == 1 + 6 * 8 + 2
 

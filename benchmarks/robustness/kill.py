@@ -46,7 +46,6 @@ from qnas_plugin.latency.table import write
 from qnas_plugin.quantizers import range_cache
 from qnas_plugin.supernets import vit
 from tests.commands.conftest import ELSEWHERE, THERE, table_of
-from tests.conftest import save_vit
 
 NAMES = ("train", "tune", "tune-workers", "verify", "profile", "export", "retarget")
 LIBRARIES = (
@@ -93,7 +92,7 @@ def prepare(folder: Path, names: set[str]) -> dict[str, Command]:
     tempfile.tempdir = None  # else what is forked keeps the one from before
     here = str(write_profile(describe(detect(), "this-machine"), folder / "home" / "hardware_profiles"))
     (folder / "vit").mkdir()
-    checkpoint = str(save_vit(folder / "vit"))
+    checkpoint = str(vit.tiny(folder / "vit").checkpoint)
     source = ["--supernet", "vit", "--checkpoint", checkpoint]
     data = ["--task", "image_classification", "--data", "digits", "--search-samples", "100"]
     shape = ["--population", "8", "--max-accuracy-drop", "1", "--objective", "accuracy", "--objective", "size_mb"]

@@ -11,7 +11,9 @@ A supernet is a module of this folder (or of an entry point ``qnas_plugin.supern
     ) -> Supernet
 
 ``checkpoint`` is a Hugging Face name or folder, or a folder that ``Supernet.save`` wrote. How one is made stands in
-``docs/add_a_supernet.md``.
+``docs/add_a_supernet.md``. With a second function, the family is tested by ``qnas_plugin.testing.supernets``:
+
+    tiny(folder: Path) -> Tiny
 """
 
 from __future__ import annotations
@@ -77,6 +79,26 @@ class Part:
     block: str = ""
     levels: tuple[str, ...] = ()
     reader: str | None = None
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """A checkpoint with random weights that is small enough for tests, and what the family takes and refuses.
+
+    Args:
+        checkpoint: A folder with ``config.json``, ``model.safetensors`` and the tokenizer or image processor.
+        inputs: Of three examples; where there is a mask, some of them are padded.
+        elastic: Choices for this checkpoint; none for the family's own.
+        refused: Choices that the family refuses.
+        plain: A class whose ``from_pretrained`` reads the checkpoint and computes the same as the whole supernet; None
+            where nobody else has such a class.
+    """
+
+    checkpoint: Path
+    inputs: Inputs
+    elastic: Elastic = Elastic()
+    refused: tuple[Elastic, ...] = ()
+    plain: type[Any] | None = None
 
 
 class Network(Protocol):

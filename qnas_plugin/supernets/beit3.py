@@ -12,7 +12,7 @@ from qnas_plugin.data import Inputs
 from qnas_plugin.errors import UsageError
 from qnas_plugin.hardware import RuntimeSetting
 from qnas_plugin.quantizers.formats import Precisions
-from qnas_plugin.supernets import Elastic, vit
+from qnas_plugin.supernets import Elastic, Tiny, vit
 from qnas_plugin.supernets._beit3_checkpoint import fill, published
 from qnas_plugin.supernets._beit3_model import (
     FIRST_POSITION,
@@ -118,3 +118,29 @@ def load(
         supernet.new_head = fill(supernet.model, file, new_head=label_names is not None)
         supernet.pretrained = True
     return supernet
+
+
+def tiny(folder: Path) -> Tiny:
+    """See ``qnas_plugin.supernets``; 4 layers, width 32, 4 heads, for questions about 8x8 images."""
+    from qnas_plugin.supernets import _tiny
+    from qnas_plugin.tasks._tiny import write_image_processor, write_question_tokenizer
+
+    words = write_question_tokenizer(folder)
+    sizes: dict[str, Any] = {"image_size": 8, "patch_size": 4, "num_channels": 3}
+    sizes |= {"vocab_size": words, "max_position_embeddings": 32}
+    config = Beit3Config(**_tiny.SIZES, **sizes, **_tiny.classes(4))
+    _tiny.write_encoder(folder, Beit3ForVisualQuestionAnswering, config, norms=True)
+    write_image_processor(folder, channels=3)
+    inputs = {**_tiny.pixels(channels=3), **_tiny.tokens(4, 7, (7, 5, 3))}
+    return Tiny(folder, inputs, _tiny.ENCODER, _tiny.REFUSED, Beit3ForVisualQuestionAnswering)
+
+
+def tiny_images(folder: Path) -> Tiny:
+    """The same for the classes of scikit-learn's digits."""
+    from qnas_plugin.supernets import _tiny
+    from qnas_plugin.tasks._tiny import write_image_processor
+
+    config = Beit3Config(**_tiny.SIZES, image_size=8, patch_size=4, num_channels=1, **_tiny.classes(10))
+    _tiny.write_encoder(folder, Beit3ForImageClassification, config, norms=True)
+    write_image_processor(folder)
+    return Tiny(folder, _tiny.pixels(), _tiny.ENCODER, _tiny.REFUSED, Beit3ForImageClassification)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from qnas_plugin.data import Inputs
 from qnas_plugin.errors import UsageError
 from qnas_plugin.hardware import RuntimeSetting
 from qnas_plugin.quantizers.formats import Precisions
-from qnas_plugin.supernets import Elastic
+from qnas_plugin.supernets import Elastic, Tiny
 from qnas_plugin.supernets._encoder import EncoderSupernet, Layout
 from qnas_plugin.supernets._encoder_checkpoint import load_encoder, scaled
 
@@ -80,3 +81,17 @@ def load(
 
     layouts = {"bert": (BertForSequenceClassification, LAYOUT)}
     return load_encoder(layouts, checkpoint, label_names, default_elastic, elastic, precisions)
+
+
+def tiny(folder: Path) -> Tiny:
+    """See ``qnas_plugin.supernets``; a BERT of 4 layers, width 32, 4 heads, with a word tokenizer."""
+    from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
+
+    from qnas_plugin.supernets import _tiny
+    from qnas_plugin.tasks._tiny import write_tokenizer
+
+    words = write_tokenizer(folder)
+    config = BertConfig(vocab_size=words, **_tiny.SIZES, max_position_embeddings=64, **_tiny.classes(2))
+    _tiny.write_encoder(folder, BertForSequenceClassification, config)
+    inputs = {**_tiny.tokens(5, 9, (9, 6, 2)), "token_type_ids": np.zeros((3, 9), dtype=np.int64)}
+    return Tiny(folder, inputs, _tiny.ENCODER, _tiny.REFUSED, AutoModelForSequenceClassification)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention
 
 from qnas_plugin.quantizers.formats import Precisions
 from qnas_plugin.space import Condition, Variable
-from qnas_plugin.supernets import Elastic, Part
+from qnas_plugin.supernets import Elastic, Part, Tiny
 from qnas_plugin.supernets._cnn import Channels, Classifier, CnnSupernet, Layer, Plan
 from qnas_plugin.supernets._cnn_checkpoint import load_cnn
 from qnas_plugin.supernets._cnn_layers import Activation, ElasticConv, Unit, divisible
@@ -223,3 +224,13 @@ def load(
     return load_cnn(
         "mobilenet_v3", MobileNetV2Config, CONFIG, largest, build, checkpoint, label_names, elastic, precisions
     )
+
+
+def tiny(folder: Path) -> Tiny:
+    """See ``qnas_plugin.supernets``; 5 stages of up to 2 blocks and 16 channels, for scikit-learn's digits."""
+    from qnas_plugin.supernets import _tiny
+
+    config = {"model_type": "mobilenet_v2", "widths": [8, 8, 8, 8, 16, 16, 16, 32, 48], "depths": [2, 2, 2, 2, 2]}
+    _tiny.write_cnn(folder, load, config)
+    refused = (Elastic(kernel=(7, 3)), Elastic(heads=(1, 4)))
+    return Tiny(folder, _tiny.pixels(), Elastic(depth=(1, 2)), refused)

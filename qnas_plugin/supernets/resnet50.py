@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention
 
 from qnas_plugin.quantizers.formats import Precisions
 from qnas_plugin.space import Condition, Variable
-from qnas_plugin.supernets import Elastic, Part
+from qnas_plugin.supernets import Elastic, Part, Tiny
 from qnas_plugin.supernets._cnn import Channels, Classifier, CnnSupernet, Layer, Plan
 from qnas_plugin.supernets._cnn_checkpoint import load_cnn
 from qnas_plugin.supernets._cnn_layers import ElasticConv, Unit, divisible
@@ -180,3 +181,12 @@ def load(
 ) -> CnnSupernet:
     """See ``qnas_plugin.supernets``; ``checkpoint`` is a folder."""
     return load_cnn("resnet50", ResNetConfig, CONFIG, largest, build, checkpoint, label_names, elastic, precisions)
+
+
+def tiny(folder: Path) -> Tiny:
+    """See ``qnas_plugin.supernets``; 2, 2, 3 and 2 blocks and up to 48 channels, for scikit-learn's digits."""
+    from qnas_plugin.supernets import _tiny
+
+    config = {"model_type": "resnet", "embedding_size": 16, "hidden_sizes": [32, 32, 48, 48], "depths": [2, 2, 3, 2]}
+    _tiny.write_cnn(folder, load, config)
+    return Tiny(folder, _tiny.pixels(), refused=(Elastic(width=(0.5, 0.8)), Elastic(heads=(1, 4))))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from types import MethodType
 from typing import Any
 
@@ -14,7 +15,7 @@ from qnas_plugin.data import Inputs
 from qnas_plugin.errors import CheckpointError, UsageError
 from qnas_plugin.hardware import RuntimeSetting
 from qnas_plugin.quantizers.formats import Precisions
-from qnas_plugin.supernets import Elastic
+from qnas_plugin.supernets import Elastic, Tiny
 from qnas_plugin.supernets._encoder import EncoderSupernet, Layout
 from qnas_plugin.supernets._encoder_checkpoint import load_encoder, scaled
 
@@ -123,3 +124,16 @@ def _fix_positions(model: Any, size: int) -> None:
 def _positions(embeddings: Any, *_: Any) -> torch.Tensor:
     positions: torch.Tensor = embeddings.position_embeddings
     return positions
+
+
+def tiny(folder: Path) -> Tiny:
+    """See ``qnas_plugin.supernets``; a ViT of 4 layers, width 32, 4 heads, for scikit-learn's digits."""
+    from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification
+
+    from qnas_plugin.supernets import _tiny
+    from qnas_plugin.tasks._tiny import write_image_processor
+
+    config = ViTConfig(**_tiny.SIZES, image_size=8, patch_size=4, num_channels=1, **_tiny.classes(10))
+    _tiny.write_encoder(folder, ViTForImageClassification, config)
+    write_image_processor(folder)
+    return Tiny(folder, _tiny.pixels(), _tiny.ENCODER, _tiny.REFUSED, AutoModelForImageClassification)

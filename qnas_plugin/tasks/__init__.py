@@ -7,6 +7,10 @@ A task is a module of this folder (or of an entry point ``qnas_plugin.tasks``) w
 
 The data set names its metric (``qnas_plugin.measure.metrics``), and has the losses that ``qnas train`` minimises: of
 its labels, and of a teacher's logits.
+
+With a third one, the task is tested by ``qnas_plugin.testing.tasks``:
+
+    tiny(folder: Path) -> Tiny
 """
 
 from __future__ import annotations
@@ -26,6 +30,19 @@ from qnas_plugin.tasks._losses import of_classes
 
 SPLITS = ("train", "train_holdout", "validation", "val", "dev", "test")
 """The names that a file or folder of a split can have; `held_out_and_report` says what each is for."""
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """Data and a checkpoint that are small enough for tests.
+
+    Args:
+        data: What ``load`` takes: about 80 examples, 20 of them or more held out.
+        checkpoint: What ``processor`` takes: a folder with a tokenizer or an image processor, or a model file.
+    """
+
+    data: Path
+    checkpoint: Path
 
 
 def checkpoint_folder(checkpoint: str) -> str:

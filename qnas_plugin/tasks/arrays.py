@@ -24,7 +24,7 @@ import numpy.typing as npt
 from qnas_plugin.data import Dataset, SplitSizes
 from qnas_plugin.errors import CheckpointError, DataError, UsageError, door
 from qnas_plugin.files.doors import read_npz
-from qnas_plugin.tasks import SPLITS, Pool, content_key, held_out_and_report
+from qnas_plugin.tasks import SPLITS, Pool, Tiny, content_key, held_out_and_report
 from qnas_plugin.user_function import call, load_function
 
 if TYPE_CHECKING:
@@ -160,3 +160,21 @@ def _plain(name: str, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 def _fields(name: str, array: npt.NDArray[Any]) -> tuple[bytes, ...]:
     return name.encode(), f"{array.dtype.str}{array.shape}".encode(), array.tobytes()
+
+
+def tiny(folder: Path) -> Tiny:
+    """See ``qnas_plugin.tasks``; the inputs ``x`` (batch, 3) and ``ids`` (batch, 2, 2) of a file that copies one."""
+    import onnx
+
+    rng = np.random.default_rng(0)
+    arrays = {"x": rng.normal(size=(70, 3)), "ids": rng.integers(0, 9, (70, 2, 2)), LABELS: rng.integers(0, 2, 70)}
+    np.savez(folder / "data.npz", **arrays)
+    kinds: dict[str, tuple[Any, Any]] = {
+        "x": (onnx.TensorProto.FLOAT, ["b", 3]),
+        "ids": (onnx.TensorProto.INT64, ["b", 2, 2]),
+    }
+    inputs = [onnx.helper.make_tensor_value_info(name, *kind) for name, kind in kinds.items()]
+    outputs = [onnx.helper.make_tensor_value_info("y", *kinds["x"])]
+    nodes = [onnx.helper.make_node("Identity", ["x"], ["y"])]
+    onnx.save(onnx.helper.make_model(onnx.helper.make_graph(nodes, "g", inputs, outputs)), folder / "model.onnx")
+    return Tiny(folder / "data.npz", folder / "model.onnx")

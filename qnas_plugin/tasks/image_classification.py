@@ -28,7 +28,7 @@ from PIL import Image
 from qnas_plugin.data import Batch, Dataset, Inputs, OnAccess, SplitSizes
 from qnas_plugin.errors import CheckpointError, DataError, UsageError, door, reason
 from qnas_plugin.files.doors import check_files, check_unpacked, read_bytes, read_npz, unpacked
-from qnas_plugin.tasks import SPLITS, Pool, assemble, checkpoint_folder, content_key, held_out_and_report
+from qnas_plugin.tasks import SPLITS, Pool, Tiny, assemble, checkpoint_folder, content_key, held_out_and_report
 
 if TYPE_CHECKING:
     from transformers.image_processing_utils import BaseImageProcessor
@@ -319,3 +319,18 @@ def _tar_files(path: Path, split: str | None) -> Iterator[tuple[str, str, ImageF
 
 def _is_image(path: PurePath) -> bool:
     return path.suffix.lower() in _IMAGE_SUFFIXES and not path.name.startswith(".")
+
+
+def tiny(folder: Path) -> Tiny:
+    """See ``qnas_plugin.tasks``; PNG files of noise in three classes, 8x8 pixels, which the processor makes 16x16."""
+    from transformers import ViTImageProcessor
+
+    for split, each, seed in (("train", 20, 0), ("test", 5, 1)):
+        rng = np.random.default_rng(seed)
+        for name in ("cat", "dog", "owl"):
+            (folder / split / name).mkdir(parents=True)
+            for i in range(each):
+                pixels = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / split / name / f"{i:03}.png")
+    ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(folder)
+    return Tiny(folder, folder)

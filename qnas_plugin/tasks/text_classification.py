@@ -25,7 +25,7 @@ from qnas_plugin.data import Batch, Dataset, Inputs, SplitSizes
 from qnas_plugin.errors import CheckpointError, DataError, UsageError, door, reason
 from qnas_plugin.files.beside import check_tokenizer
 from qnas_plugin.files.doors import check_files
-from qnas_plugin.tasks import SPLITS, Pool, assemble, checkpoint_folder, content_key, held_out_and_report
+from qnas_plugin.tasks import SPLITS, Pool, Tiny, assemble, checkpoint_folder, content_key, held_out_and_report
 from qnas_plugin.tasks._tables import SUFFIXES, Table, file_of, read, some
 
 if TYPE_CHECKING:
@@ -291,3 +291,14 @@ def _from_hugging_face(name: str, split: Any) -> Table:
     table = Table(name, columns, range(1, len(split) + 1))
     names = getattr(split.features.get(_label_column(table)), "names", None)
     return Table(name, columns, table.lines, tuple(names) if names else None)
+
+
+def tiny(folder: Path) -> Tiny:
+    """See ``qnas_plugin.tasks``; sentences of different lengths, in two files."""
+    from qnas_plugin.tasks import _tiny
+
+    for split, count, first in (("train", 60, "the"), ("validation", 14, "a")):
+        rows = [f"{first} {' '.join(_tiny.WORDS[int(digit)] for digit in f'{i:b}')}\t{i % 2}" for i in range(count)]
+        (folder / f"{split}.tsv").write_text("\n".join(["sentence\tlabel", *rows]) + "\n", encoding="utf-8")
+    _tiny.write_tokenizer(folder)
+    return Tiny(folder, folder)

@@ -13,6 +13,7 @@ questions: an answer that was learned about an image steers no search.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from qnas_plugin.errors import DataError
 from qnas_plugin.tasks import (
     SPLITS,
     Pool,
+    Tiny,
     assemble,
     content_key,
     held_out_and_report,
@@ -203,3 +205,28 @@ def _hold_out(pool: Pool, sizes: SplitSizes) -> tuple[Pool, Pool]:
     apart = frozenset(chosen)
     positions: npt.NDArray[np.bool_] = np.array([image in apart for image in images])
     return pool.take(np.flatnonzero(positions).tolist()), pool.take(np.flatnonzero(~positions).tolist())
+
+
+def tiny(folder: Path) -> Tiny:
+    """See ``qnas_plugin.tasks``; two questions about each 8x8 grey image, whose answer depends on both."""
+    from PIL import Image
+
+    from qnas_plugin.tasks import _tiny
+
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 90), ("test", 30)):
+        rows: list[dict[str, str]] = []
+        for i in range(count):
+            dark = bool(rng.integers(2))
+            pixels = rng.integers(0, 100, (8, 8)) + (0 if dark else 150)
+            name = f"{split}{i}.png"
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / name)
+            for asked in ("good", "bad"):
+                answer = "the plot" if len(rows) % 11 == 10 else "yes" if (asked == "bad") == dark else "no"
+                ending = " plot plot" if answer == "the plot" else " the" * int(rng.integers(4))
+                rows.append({"question": f"{asked} film{ending}", "answer": answer, "image": name})
+        lines = "".join(f"{json.dumps(row)}\n" for row in rows)
+        (folder / f"{split}.jsonl").write_text(lines, encoding="utf-8")
+    _tiny.write_question_tokenizer(folder)
+    _tiny.write_image_processor(folder, channels=3)
+    return Tiny(folder, folder)

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
+import tiny_cnn
 import torch
 
 from qnas_plugin import registry
@@ -20,7 +21,6 @@ from qnas_plugin.quantizers.quantize import observe
 from qnas_plugin.space import Precision
 from qnas_plugin.supernets import Supernet
 from tests.sessions import HERE
-from tests.supernets import tiny_cnn
 
 PIXELS = np.random.default_rng(0).normal(size=(96, 1, 8, 8)).astype(np.float32)
 BATCHES = [Batch({"pixel_values": PIXELS[i : i + 8]}, np.arange(i, i + 8)) for i in range(0, 96, 8)]

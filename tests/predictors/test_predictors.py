@@ -1,69 +1,19 @@
-"""What every registered predictor promises."""
+"""Every registered predictor keeps its contract; how one is chosen, and what it learns from."""
 
 import numpy as np
 import pytest
-from scipy.stats import kendalltau
 
 from qnas_plugin import registry
-from qnas_plugin.predictors import Predictor, choose, features, ridge
+from qnas_plugin.predictors import choose, features, ridge
 from qnas_plugin.predictors._curve import LEAST_UNSEEN, curve
-from tests.search.test_algorithms import WIDE
-from tests.test_space import bert_base_sst2_quantized
+from qnas_plugin.testing.predictors import PredictorContract, sampled
+from qnas_plugin.testing.search import WIDE
 
 PREDICTORS = registry.names("predictors")
-SPACE = bert_base_sst2_quantized()
 
 
-def create(name: str) -> Predictor:
-    predictor: Predictor = registry.load("predictors", name).create()
-    return predictor
-
-
-def sampled(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Features and additive accuracies near 0.9 that differ in the third digit."""
-    X = SPACE.features(SPACE.sample(count, np.random.default_rng(seed)))
-    worth = np.random.default_rng(7).normal(size=X.shape[1])
-    return X, 0.9 + 0.001 * (X @ worth)
-
-
-@pytest.mark.parametrize("name", PREDICTORS)
-def test_predict_ranks_unseen_candidates(name: str) -> None:
-    predictor = create(name)
-    predictor.fit(*sampled(200, seed=0))
-    X, y = sampled(200, seed=1)
-    predicted = predictor.predict(X)
-    assert predicted.shape == y.shape
-    assert kendalltau(predicted, y).statistic > 0.5
-    assert abs(predicted.mean() - y.mean()) < 3 * y.std()
-
-
-@pytest.mark.parametrize("name", PREDICTORS)
-def test_fit_is_deterministic_and_independent_of_units(name: str) -> None:
-    X, y = sampled(60, seed=0)
-    one, other, percent = create(name), create(name), create(name)
-    one.fit(X, y)
-    other.fit(X, y)
-    percent.fit(X, 100 * y)
-    assert (one.predict(X) == other.predict(X)).all()
-    assert percent.predict(X) == pytest.approx(100 * one.predict(X), rel=1e-6)
-
-
-@pytest.mark.parametrize("name", PREDICTORS)
-def test_fit_gives_the_constant_when_all_values_are_equal(name: str) -> None:
-    X, _ = sampled(20, seed=0)
-    predictor = create(name)
-    predictor.fit(X, np.full(20, 0.75))
-    assert predictor.predict(X) == pytest.approx(np.full(20, 0.75))
-
-
-@pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("rows", [2, 3, 6])
-@pytest.mark.parametrize("name", PREDICTORS)
-def test_fit_works_when_rows_are_few(name: str, rows: int) -> None:
-    X, y = sampled(rows, seed=0)
-    predictor = create(name)
-    predictor.fit(X, y)
-    assert np.isfinite(predictor.predict(X)).all()
+class TestPredictors(PredictorContract):
+    names = PREDICTORS
 
 
 def test_choose_takes_the_one_that_ranks_better() -> None:

@@ -13,15 +13,16 @@ from benchmarks.search.replay import Replay
 from benchmarks.search.spaces import SPACES
 from qnas_plugin.search import Problem
 from qnas_plugin.space import SearchSpace
-from tests.search.test_algorithms import WIDE, metrics_of, printed_with
-from tests.test_space import bert_base_sst2_quantized
+from qnas_plugin.testing._contract import printed_with
+from qnas_plugin.testing._spaces import encoder_space, layered_metrics
+from qnas_plugin.testing.search import WIDE
 
 QUICK = ("random", "nsga2", "pymoo NSGA-II", "pymoo SMS-EMOA", "pymoo MOEA/D", "Optuna TPE", "Optuna TPE, multivariate")
 PROBLEM = Problem(WIDE, ("accuracy", "latency_ms"))
 
 
 def keys(name: str, seed: int, budget: int = 70) -> list[str]:
-    return [candidate.key for candidate in trace(CONTENDERS[name], PROBLEM, metrics_of, seed, budget)]
+    return [candidate.key for candidate in trace(CONTENDERS[name], PROBLEM, layered_metrics, seed, budget)]
 
 
 @pytest.mark.parametrize("name", QUICK)
@@ -79,7 +80,7 @@ def test_replay_gives_recorded_candidates_what_they_got() -> None:
         assert metrics["accuracy"] == replay.accuracies["search"][i]
 
 
-@pytest.mark.parametrize("space", [WIDE, bert_base_sst2_quantized()], ids=["wide", "bert"])
+@pytest.mark.parametrize("space", [WIDE, encoder_space()], ids=["wide", "bert"])
 def test_fixed_leaves_only_what_can_exist(space: SearchSpace) -> None:
     depth = space.variables[0]
     part = joint.fixed(space, {"depth": depth.choices[0]})

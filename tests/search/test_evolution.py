@@ -6,7 +6,7 @@ from hypothesis.extra import numpy as stn
 from qnas_plugin.objectives import non_dominated
 from qnas_plugin.search import _evolution
 from qnas_plugin.space import Genes, Precision, SearchSpace, Variable
-from tests.search.test_algorithms import WIDE
+from qnas_plugin.testing.search import WIDE
 
 BITS = SearchSpace(tuple(Variable(f"v{i}", tuple(precision.value for precision in Precision)) for i in range(60)))
 

@@ -12,8 +12,9 @@ from qnas_plugin.search import Problem, linas
 from qnas_plugin.search._generations import every_genotype, first_generation, spread_genotypes, stratified_start
 from qnas_plugin.search.linas import most_gain_first
 from qnas_plugin.space import Genes, SearchSpace
-from tests.search.test_algorithms import WIDE, create, metrics_of, run
-from tests.test_space import bert_base_sst2_quantized, spaces
+from qnas_plugin.testing._spaces import encoder_space, layered_metrics
+from qnas_plugin.testing.search import WIDE, create, run
+from tests.test_space import spaces
 
 GRID = st.integers(-4, 4).map(float)
 
@@ -53,7 +54,7 @@ def test_inner_search_reaches_the_front_that_a_weight_sweep_finds() -> None:
 
 def ridge_of_bert_base(rng: np.random.Generator) -> tuple[linas.Model, Genes]:
     """A ridge that was trained on 100 candidates of the space of BERT-base (99 variables), and these."""
-    space = bert_base_sst2_quantized()
+    space = encoder_space()
     worth, cost = rng.normal(size=(2, int(space.sizes.sum())))
 
     def latency(genes: Genes) -> np.ndarray:
@@ -91,7 +92,7 @@ def stratified(space: SearchSpace, count: int) -> Genes:
 
 
 def test_stratified_start_covers_depth_and_precision_evenly() -> None:
-    space = bert_base_sst2_quantized()
+    space = encoder_space()
     genes = stratified(space, 4 + 28)[4:]
     depths = np.bincount(genes[:, 0], minlength=7)
     assert depths.min() >= 3
@@ -114,13 +115,15 @@ def test_limits_steer_what_is_measured(unmet: bool, monkeypatch: pytest.MonkeyPa
     asked = [
         candidate for seed in range(1 if unmet else 3) for candidate in run(create("linas", problem, seed), 60)[30:]
     ]
-    found = [metrics_of(candidate) for candidate in asked]
+    found = [layered_metrics(candidate) for candidate in asked]
     if unmet:  # five networks of the space are below 2.5, thirty-six below 3.4; uniform draws repeat them
-        drawn = [metrics_of(WIDE.decode(genes))["latency_ms"] for genes in WIDE.sample(1000, np.random.default_rng(0))]
+        drawn = [
+            layered_metrics(WIDE.decode(genes))["latency_ms"] for genes in WIDE.sample(1000, np.random.default_rng(0))
+        ]
         assert np.median([metrics["latency_ms"] for metrics in found]) < np.quantile(drawn, 0.25)
     else:
         kept = np.mean([limit.violation(metrics) == 0 for metrics in found])
-        drawn = [metrics_of(WIDE.decode(genes)) for genes in WIDE.sample(1000, np.random.default_rng(0))]
+        drawn = [layered_metrics(WIDE.decode(genes)) for genes in WIDE.sample(1000, np.random.default_rng(0))]
         assert np.mean([limit.violation(metrics) == 0 for metrics in drawn]) < 0.5 < 0.75 < kept
 
 
@@ -139,7 +142,7 @@ def test_spread_genotypes_are_canonical(space: SearchSpace, seed: int) -> None:
 
 
 def test_spread_genotypes_reach_from_corner_to_corner() -> None:
-    space = bert_base_sst2_quantized()
+    space = encoder_space()
     precision = np.array([variable.kind == "precision" for variable in space.variables])
 
     def shares_of_fp32(genotypes: np.ndarray) -> np.ndarray:
@@ -153,7 +156,7 @@ def test_spread_genotypes_reach_from_corner_to_corner() -> None:
 
 
 def test_first_generation_starts_with_the_largest_in_fp32() -> None:
-    space = bert_base_sst2_quantized()
+    space = encoder_space()
     first = space.decode(next(first_generation(space, np.random.default_rng(0))))
     assert first["depth"] == 12
     assert set(first.values()) == {12, 3072, "fp32"}

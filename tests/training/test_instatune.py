@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_cnn
 import torch
 
 from qnas_plugin import registry
@@ -17,7 +18,6 @@ from qnas_plugin.space import Candidate
 from qnas_plugin.supernets import Elastic, Supernet
 from qnas_plugin.training.instatune import Settings, Step, _augmented, _subnets, accuracy, train
 from qnas_plugin.training.state import RESUME_FILE, finish
-from tests.supernets import tiny_cnn
 
 SETTINGS = Settings(epochs=2, batch_size=16, learning_rate=1e-3, subnets="sandwich")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention
 
 from qnas_plugin.quantizers.formats import Precisions
 from qnas_plugin.space import Condition, Variable
-from qnas_plugin.supernets import Elastic, Part
+from qnas_plugin.supernets import Elastic, Part, Tiny, _tiny
 from qnas_plugin.supernets._cnn import Channels, Classifier, CnnSupernet, Layer, Plan
 from qnas_plugin.supernets._cnn_checkpoint import load_cnn
 from qnas_plugin.supernets._cnn_layers import ElasticConv, Unit, divisible
@@ -88,3 +89,9 @@ def load(
 ) -> CnnSupernet:
     """See ``qnas_plugin.supernets``; ``checkpoint`` is a folder."""
     return load_cnn("tiny_cnn", ResNetConfig, CONFIG, largest, build, checkpoint, label_names, elastic, precisions)
+
+
+def tiny(folder: Path) -> Tiny:
+    """See ``qnas_plugin.supernets``; the network as it is, with random weights."""
+    _tiny.write_cnn(folder, load, {"model_type": "resnet"})
+    return Tiny(folder, _tiny.pixels(), refused=(Elastic(expand=(2, 1, 4)), Elastic(heads=(1, 4))))
