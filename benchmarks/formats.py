@@ -84,8 +84,7 @@ def write(lab: Lab, name: str, path: Path) -> None:
     """Writes the largest network with all groups in one format."""
     space = lab.network.space
     largest = space.corner("largest", Precision.FP32)
-    values = {key: name if key.startswith("precision.") else value for key, value in largest.items()}
-    lab.write(space.candidate(values), path)
+    lab.write(space.with_policy(largest, dict.fromkeys(space.policy(largest), name)), path)
 
 
 def accuracies(lab: Lab, paths: Mapping[str, Path]) -> None:
