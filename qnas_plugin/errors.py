@@ -90,6 +90,10 @@ class MaterializeError(CandidateError):
     """The candidate's ONNX graph cannot be made."""
 
 
+class MissingPackageError(QnasError, ImportError):
+    """A package that is asked for is not installed."""
+
+
 class QuantizationError(CandidateError):
     """The candidate's precision policy did not land in the graph."""
 

@@ -13,14 +13,19 @@ from typing import Literal
 
 from qnas_plugin.errors import UnknownNameError, UsageError
 
-Kind = Literal["supernets", "tasks", "predictors", "search"]
+Kind = Literal["supernets", "tasks", "predictors", "search", "quantizers", "runtimes"]
 
 _SINGULAR: dict[Kind, str] = {
     "supernets": "supernet",
     "tasks": "task",
     "predictors": "predictor",
     "search": "algorithm",
+    "quantizers": "quantizer",
+    "runtimes": "runtime",
 }
+
+_TOLD_BY: dict[Kind, frozenset[str]] = {"quantizers": frozenset({"version", "can_emit", "emit"})}
+"""Functions that tell a module of a kind from others of its folder; without them each is one."""
 
 
 def names(kind: Kind) -> tuple[str, ...]:
@@ -73,8 +78,19 @@ def describe(kind: Kind, name: str) -> str:
 
 @lru_cache
 def _built_in(kind: Kind) -> frozenset[str]:
-    folder = Path(__file__).parent / kind
-    return frozenset(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_"))
+    return _modules(kind, Path(__file__).parent / kind)
+
+
+def _modules(kind: Kind, folder: Path) -> frozenset[str]:
+    """The modules of a folder that are of a kind."""
+    files = (path for path in folder.glob("*.py") if not path.stem.startswith("_"))
+    return frozenset(path.stem for path in files if kind not in _TOLD_BY or _TOLD_BY[kind] <= _functions(path))
+
+
+def _functions(source: Path) -> set[str]:
+    """Names of the functions of a module, read without importing it."""
+    tree = ast.parse(source.read_text(encoding="utf-8"))
+    return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
 
 
 @lru_cache

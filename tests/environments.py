@@ -30,6 +30,7 @@ class Environment:
         extra: Of the wheel.
         free: Packages that constraints.txt does not decide.
         without: What is removed afterwards.
+        then: What is installed without regard to what the wheel asks for.
     """
 
     packages: tuple[str, ...]
@@ -37,6 +38,7 @@ class Environment:
     extra: str = ""
     free: tuple[str, ...] = ()
     without: tuple[str, ...] = ()
+    then: tuple[str, ...] = ()
 
 
 ENVIRONMENTS = {
@@ -44,6 +46,15 @@ ENVIRONMENTS = {
     "optimum-2.3": Environment(("optimum==2.3.0",), HOSTS, extra="[optimum]", free=("optimum", "optimum-onnx")),
     "no-optimum": Environment((), (*HOSTS, "tests/test_missing.py")),
     "no-neural-compressor": Environment((), ("tests/test_missing.py",), without=("neural-compressor",)),
+    "onnxruntime-alone": Environment(
+        (),
+        (
+            *("tests/test_missing.py", "tests/test_registry.py", "tests/quantizers/test_quantizers.py"),
+            "tests/commands/test_tune_quantizer.py",
+        ),
+        without=("neural-compressor", "opencv-python-headless"),
+        then=("numpy>=2", "onnx>=1.19"),
+    ),
     "olive": Environment((), ("tests/hosts/test_olive.py", "tests/hosts/test_optuna.py"), extra="[olive]"),
 }
 
@@ -62,6 +73,8 @@ def build(environment: Environment, wheel: Path, folder: Path) -> Path:
         subprocess.run([*pip, "uninstall", "--yes", *environment.without], check=True)
     else:
         subprocess.run([*pip, "check"], check=True)
+    if environment.then:
+        subprocess.run([*pip, "install", "--upgrade", *environment.then], check=True)
     return python
 
 

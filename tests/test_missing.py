@@ -40,7 +40,8 @@ def test_qnas_names_the_package_that_is_missing(without: str, tmp_path: Path) ->
     ran = python("-m", "qnas_plugin", "tune", *options, str(tmp_path / "out"), path=without)
     assert ran.returncode == 1
     assert ran.stderr.strip() == (
-        "qnas: the package 'neural_compressor' is not installed; install what is missing with: pip install qnas-plugin"
+        "qnas: the quantizer 'neural_compressor' needs the package 'neural_compressor', which is not installed; "
+        "install what is missing with: pip install qnas-plugin, or try another: --quantizer onnxruntime"
     )
     assert python("-m", "qnas_plugin", "tune", "--help", path=without).returncode == 0
     assert python("-m", "qnas_plugin", "show", "supernets", path=without).returncode == 0

@@ -5,11 +5,10 @@ A tensor that is fetched is copied and keeps its memory until the run ends; its 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,10 +18,6 @@ from onnx import helper
 from qnas_plugin.build.shared_model import Outline
 from qnas_plugin.data import Batch
 from qnas_plugin.errors import QuantizationError, door
-
-with warnings.catch_warnings():  # 3.7.1 imports pkg_resources, which warns
-    warnings.simplefilter("ignore")
-    from neural_compressor.adaptor.ox_utils.calibrator import CALIBRATOR
 
 Ranges = Mapping[str, tuple[float, float]]
 """Tensor name to the smallest and largest of its values over the calibration data, or of those that are kept."""
@@ -63,27 +58,35 @@ def _fetched(model: Outline, tensors: Sequence[str], batches: Sequence[Batch], t
     return found
 
 
-def clipped(
-    model: Outline, tensors: Sequence[str], batches: Sequence[Batch], algorithm: str, *, threads: int
-) -> Ranges:
-    """The range of each tensor without its outliers, from a histogram by Neural Compressor's algorithm of this name.
+class Histogram(Protocol):
+    """What gives the range of a tensor without its outliers."""
+
+    def collect(self, values: npt.NDArray[Any]) -> None:
+        """Adds values, which must be finite."""
+        ...
+
+    def range(self) -> tuple[float, float]:
+        """The smallest and the largest that is kept."""
+        ...
+
+
+def clipped(model: Outline, histograms: Mapping[str, Histogram], batches: Sequence[Batch], *, threads: int) -> Ranges:
+    """The range of each tensor that has values, without its outliers, from an empty histogram of each.
 
     Values must be finite; it takes several times as long as ``extremes``.
 
     Raises:
         QuantizationError: The data lack an input.
     """
-    histograms = {name: CALIBRATOR[algorithm]() for name in tensors}
     if not histograms:
         return {}
     filled = set()
-    for values in run(model, list(tensors), batches, threads):
-        for name, value in zip(tensors, values, strict=True):
+    for values in run(model, list(histograms), batches, threads):
+        for name, value in zip(histograms, values, strict=True):
             if value.size:
                 histograms[name].collect(value)
                 filled.add(name)
-    found = {name: histogram.calib_range for name, histogram in histograms.items() if name in filled}
-    return {name: (float(low), float(high)) for name, (low, high) in found.items()}
+    return {name: histogram.range() for name, histogram in histograms.items() if name in filled}
 
 
 def run(

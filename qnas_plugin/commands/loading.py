@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,9 @@ from qnas_plugin.latency import table as latency_table
 from qnas_plugin.latency.table import Estimator
 from qnas_plugin.measure.latency import Latency
 from qnas_plugin.measure.metrics import load as load_metric
+from qnas_plugin.quantizers import quantize
 from qnas_plugin.request import TuneRequest
+from qnas_plugin.runtimes import onnxruntime as runtime
 from qnas_plugin.supernets import Network, Supernet, check_labels, check_trained
 
 USUAL_METRICS = ("accuracy", "cosine")
@@ -78,12 +79,13 @@ def assemble(
         "hardware": profile.name,
         "setting": str(setting),
     }
+    identity["quantizer"] = f"{request.quantizer} {quantize.load(request.quantizer).version()}"
     if request.metric or dataset.metric not in USUAL_METRICS:
         identity["metric"] = dataset.metric
     if estimator:
         identity["latency"] = f"table of {estimator.table.created}"
     else:
-        identity["onnxruntime"] = version("onnxruntime")
+        identity["onnxruntime"] = runtime.version()
     return Lab(
         network,
         dataset,
@@ -95,6 +97,7 @@ def assemble(
         timer=None if here or estimator or request.cluster is None else _timer(request.cluster, profile),
         judge=judge,
         reference=network.space.corners[request.reference],
+        quantizer=request.quantizer,
         identity=identity,
         computes=request.computes,
     )

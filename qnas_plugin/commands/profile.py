@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qnas_plugin import hardware, registry
+from qnas_plugin import hardware, quantizers, registry
 from qnas_plugin.build.graph import Graph
 from qnas_plugin.data import Inputs
 from qnas_plugin.errors import HardwareError, LatencyTableError, OutputError, QnasError
@@ -32,6 +32,7 @@ from qnas_plugin.latency.parts_alone import build, isolate
 from qnas_plugin.latency.rows import GRANULARITIES, Decomposition, Granularity, join
 from qnas_plugin.latency.table import Fidelity, LatencyTable, Row, setting_of, table_name, write
 from qnas_plugin.measure.latency import time_models
+from qnas_plugin.quantizers import quantize
 from qnas_plugin.request import ProfileRequest, parse_duration
 from qnas_plugin.space import Genes, unique_rows
 from qnas_plugin.supernets import Supernet
@@ -118,6 +119,9 @@ def profile(
         "onnxruntime": environment()["versions"]["onnxruntime"],
         "seed": request.seed,
     }
+    quantizer = quantize.load(request.quantizer)
+    if request.quantizer != quantizers.DEFAULT:
+        identity["quantizer"] = f"{request.quantizer} {quantizer.version()}"
     name = table_name(request.supernet, supernet.shape, setting)
     make_folder(request.out / sku.name)
     work = request.out / sku.name / f"{name}.measured.jsonl"
@@ -139,10 +143,12 @@ def profile(
             if not began:
                 work.unlink()
             raise
-        bench = Bench(supernet, supernet.graph(inputs), inputs, setting)
+        bench = Bench(supernet, supernet.graph(inputs), inputs, setting, request.quantizer)
         _measure(bench, request, work, measured, on_stage, on_progress)
         on_stage("Fitting rows and testing them")
         table = conclude(request.supernet, supernet, sku, setting, measured, wrong)
+        made = {"quantizer": f"{request.quantizer} {quantizer.version()}"}
+        table = table.model_copy(update={"versions": {**table.versions, **made}})
         return table, write(table, request.out)
 
 
@@ -189,6 +195,7 @@ class Bench:
     graph: Graph
     inputs: Inputs
     setting: RuntimeSetting
+    quantizer: str = quantizers.DEFAULT
 
     def alone(self) -> dict[str, Any]:
         """The line of the parts timed alone."""
@@ -196,7 +203,7 @@ class Bench:
         with scratch() as folder:
             paths: dict[str, Path] = {}
             inputs: dict[str, npt.NDArray[Any]] = {}
-            for part in isolate(self.graph, self.supernet, parts, self.inputs, folder):
+            for part in isolate(self.graph, self.supernet, parts, self.inputs, folder, quantizer=self.quantizer):
                 path = paths[str(part.key)] = folder / f"{len(paths)}.onnx"
                 path.write_bytes(part.model.SerializeToString())
                 inputs |= part.inputs
@@ -256,7 +263,8 @@ class Bench:
         with scratch() as folder:
             paths = [folder / f"{i}.onnx" for i in range(len(batch))]
             for path, (_, genes) in zip(paths, batch, strict=True):
-                path.write_bytes(build(self.graph, self.supernet, space.decode(genes)).SerializeToString())
+                model = build(self.graph, self.supernet, space.decode(genes), quantizer=self.quantizer)
+                path.write_bytes(model.SerializeToString())
             left = seconds - 1.5 * (time.monotonic() - began)  # loading takes about half as long as building
             rounds = int(np.clip(left / a_round, *ROUNDS))
             latencies = time_models(

@@ -186,7 +186,7 @@ class _Known:
         self.stored = 0
         self.metric = "accuracy"
         inputs = supernet.example(estimator.table.setting)
-        self.costs = Costs(supernet, supernet.graph(inputs), inputs)
+        self.costs = Costs(supernet, supernet.graph(inputs), inputs, request.quantizer)
 
     @property
     def problem(self) -> Problem:

@@ -15,6 +15,7 @@ from qnas_plugin.files import make_folder
 from qnas_plugin.files.locks import alone_in, scratch
 from qnas_plugin.hardware.machine import described
 from qnas_plugin.objectives import Objectives, directed, hypervolume, losses, signs
+from qnas_plugin.quantizers import quantize
 from qnas_plugin.request import TuneRequest
 from qnas_plugin.results.member import Result
 from qnas_plugin.results.verify import verify
@@ -73,6 +74,7 @@ def tune(
     """
     make_folder(request.out)
     if lab is None:
+        quantize.load(request.quantizer)  # else this takes long to be refused
         on_stage("Loading the data, the supernet and the hardware profile")
         lab = load(request)
     space = lab.network.space

@@ -274,6 +274,7 @@ def showing(what: str) -> None:
         "tasks": "tasks",
         "algorithms": "search",
         "predictors": "predictors",
+        "quantizers": "quantizers",
     }
     if what.endswith(".onnx"):
         from qnas_plugin.supernets.onnx_file.onnx_model import load

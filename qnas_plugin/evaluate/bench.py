@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +34,12 @@ from qnas_plugin.measure.belief import RATIO, SOFT, Halves
 from qnas_plugin.measure.latency import Latency, disturbed, time_models
 from qnas_plugin.measure.metrics import Scored, Scorer, standard_error
 from qnas_plugin.measure.metrics.references import References
-from qnas_plugin.quantizers import range_cache
+from qnas_plugin.quantizers import DEFAULT, Groups, Policy, range_cache
 from qnas_plugin.quantizers.formats import CHANNELS, format_of
-from qnas_plugin.quantizers.neural_compressor import Quantized
 from qnas_plugin.quantizers.outliers import Outlier, find
-from qnas_plugin.quantizers.quantize import Calibrated, Groups, Policy, observe
+from qnas_plugin.quantizers.quantize import Calibrated, load, observe
+from qnas_plugin.quantizers.weights import Kept
+from qnas_plugin.runtimes import onnxruntime as runtime
 from qnas_plugin.space import Candidate
 from qnas_plugin.study.evaluation import Evaluation
 
@@ -87,6 +87,7 @@ class Bench:
         setting: What latencies are measured at.
         judge: What gives the accuracy of a file in place of search data and scorer: a host's own evaluation.
         reference: What each candidate is timed in turns with, so that latencies of a search can be compared.
+        quantizer: The name of what quantizes.
     """
 
     graph: Graph
@@ -97,8 +98,9 @@ class Bench:
     setting: RuntimeSetting
     judge: Callable[[Path], float] | None = None
     reference: Job | None = None
+    quantizer: str = DEFAULT
     _kept: OrderedDict[str, Calibrated] = field(default_factory=OrderedDict, init=False, repr=False)
-    _quantized: Quantized = field(default_factory=dict, init=False, repr=False)
+    _quantized: Kept = field(default_factory=dict, init=False, repr=False)
 
     def packed(self) -> Bench:
         """The same without what it has in memory for later, and with all data encoded: to be sent elsewhere."""
@@ -118,7 +120,8 @@ class Bench:
     @cached_property
     def _source(self) -> str:
         """What all calibration ranges follow from, beside the subnet: the last bit of a float differs between CPUs."""
-        known = (self.graph.groups, __version__, version("onnxruntime"), detect().brand, detect().isa)
+        quantizer = self.quantizer, load(self.quantizer).version()
+        known = (self.graph.groups, __version__, runtime.version(), *quantizer, detect().brand, detect().isa)
         graph = self.graph.model.SerializeToString(deterministic=True)
         return _digest(graph + repr(known).encode(), dict(self.graph.weights) | _named(self.calibration))
 
@@ -229,7 +232,9 @@ class Bench:
                 kept = range_cache.load(key)
                 if kept is not None:
                     return kept
-                new = observe(model, groups, self.calibration, algorithm=algorithm, threads=threads)
+                new = observe(
+                    model, groups, self.calibration, algorithm=algorithm, threads=threads, quantizer=self.quantizer
+                )
                 range_cache.store(key, new)
                 return new
 
@@ -254,19 +259,21 @@ class Bench:
         """A subnet with the ranges that come with the statistics of its BatchNorms, or without ranges."""
         if not batch_norm.needed(self.graph, cut):
             with _stage("slice", seconds):
-                return Calibrated(subnet(self.graph, cut), groups, {}, quantized=self._quantized)
+                return Calibrated(
+                    subnet(self.graph, cut), groups, {}, quantized=self._quantized, quantizer=self.quantizer
+                )
         with _stage("statistics", seconds):
             statistics, seen = batch_norm.estimate(self.graph, cut, self.calibration, threads=threads)
         with _stage("slice", seconds):
             model = subnet(self.graph, cut, statistics)
             seen = observe(model, groups, self.calibration, threads=threads, known=seen)
             # Statistics of its own make the weights of a subnet differ from those of others: none are shared.
-            return Calibrated(model, groups, seen)
+            return Calibrated(model, groups, seen, quantizer=self.quantizer)
 
     def _bound(self) -> None:
         """Forgets the oldest quantized weights beyond the size of the whole supernet's, in FP32, over ``SHARE``."""
         most = sum(array.nbytes for array in self.graph.weights.values()) // SHARE
-        while sum(weight.quantized_data.nbytes for weight in self._quantized.values()) > most:
+        while sum(weight.values.nbytes for weight in self._quantized.values()) > most:
             del self._quantized[next(iter(self._quantized))]
 
 

@@ -30,7 +30,7 @@ from qnas_plugin.measure.latency import Latency, time_models
 from qnas_plugin.measure.metrics import Scored, Scorer
 from qnas_plugin.measure.metrics.metric import Metric
 from qnas_plugin.measure.metrics.references import References
-from qnas_plugin.quantizers import kernels
+from qnas_plugin.quantizers import DEFAULT, kernels
 from qnas_plugin.quantizers.outliers import Outlier
 from qnas_plugin.space import Candidate
 from qnas_plugin.study.evaluation import Evaluation
@@ -58,6 +58,7 @@ class Lab:
         timer: Measures ONNX files on a machine that is the SKU, in so many rounds, where this one is not.
         judge: What gives the accuracy of a file, in place of all parts of the data.
         reference: What each candidate is timed in turns with; None times each alone.
+        quantizer: The name of what quantizes.
         identity: What makes trials comparable, by name.
         notes: What speaks against the table, where the user insisted on it.
         computes: The objectives and limited metrics that follow from candidates alone.
@@ -73,6 +74,7 @@ class Lab:
     timer: Timer | None = None
     judge: Callable[[Path], float] | None = None
     reference: Candidate | None = None
+    quantizer: str = DEFAULT
     identity: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     computes: tuple[str, ...] = ()
@@ -116,6 +118,7 @@ class Lab:
             self.setting,
             self.judge,
             self._job(timed, None) if timed is not None and measured else None,
+            self.quantizer,
         )
 
     @cached_property
@@ -146,7 +149,7 @@ class Lab:
         Raises:
             MaterializeError: The graph has another form than expected.
         """
-        return Costs(self.network, self.graph, self._timing_inputs)
+        return Costs(self.network, self.graph, self._timing_inputs, self.quantizer)
 
     @cached_property
     def _timing_inputs(self) -> Inputs:

@@ -18,7 +18,7 @@ def merge(first: LatencyTable, second: LatencyTable) -> LatencyTable:
     Raises:
         LatencyTableError: They are not of one SKU, supernet, setting, granularity and runtime.
     """
-    for name in ("supernet", "shape", "granularity", "hardware", "setting"):
+    for name in ("supernet", "shape", "granularity", "hardware", "setting", "quantizer"):
         mine, theirs = getattr(first, name), getattr(second, name)
         if mine != theirs:
             raise LatencyTableError(f"cannot merge {first} and {second}: their {name} differs ({mine}; {theirs})")

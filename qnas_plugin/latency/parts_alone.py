@@ -17,6 +17,7 @@ from qnas_plugin.build.slice import materialize
 from qnas_plugin.build.tidy import WEIGHT_INPUT
 from qnas_plugin.data import Inputs
 from qnas_plugin.latency.rows import Decomposition, Key
+from qnas_plugin.quantizers import DEFAULT
 from qnas_plugin.quantizers.without_data import uncalibrated
 from qnas_plugin.runtimes import onnxruntime as runtime
 from qnas_plugin.space import Candidate
@@ -38,7 +39,7 @@ class Alone:
     inputs: Inputs
 
 
-def build(graph: Graph, supernet: Supernet, candidate: Candidate) -> onnx.ModelProto:
+def build(graph: Graph, supernet: Supernet, candidate: Candidate, *, quantizer: str = DEFAULT) -> onnx.ModelProto:
     """A candidate's model that is as fast as the real one: every activation has the same range.
 
     Raises:
@@ -47,7 +48,7 @@ def build(graph: Graph, supernet: Supernet, candidate: Candidate) -> onnx.ModelP
     model = materialize(graph, supernet.cut(candidate))
     policy = supernet.space.policy(candidate)
     groups = {group: nodes for group, nodes in graph.groups.items() if group in policy}
-    return uncalibrated(model, groups).emit(policy)
+    return uncalibrated(model, groups, quantizer).emit(policy)
 
 
 def isolate(
@@ -57,6 +58,8 @@ def isolate(
     inputs: Inputs,
     folder: Path,
     keys: Sequence[Key] | None = None,
+    *,
+    quantizer: str = DEFAULT,
 ) -> Iterator[Alone]:
     """Each row as a model of its own, one after another: there may be gigabytes; rows without any node are left out.
 
@@ -66,6 +69,7 @@ def isolate(
         inputs: Of the whole network.
         folder: For temporary files.
         keys: The rows; None is all.
+        quantizer: The name of what quantizes.
 
     Raises:
         CandidateError: A network cannot be built.
@@ -95,7 +99,7 @@ def isolate(
             everywhere = supernet.space.policy(candidate)
             policy = {group: everywhere[group] for group, nodes in graph.groups.items() if nodes[0] in names}
             groups = {group: graph.groups[group] for group in policy}
-            whole = uncalibrated(own, groups).emit(policy)
+            whole = uncalibrated(own, groups, quantizer).emit(policy)
             yield _alone(key, whole, {name: values[name] for name in needed}, number)
 
 

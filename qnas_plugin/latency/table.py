@@ -118,7 +118,7 @@ class LatencyTable(_Checked):
         setting: What the latencies are for.
         machine: The CPU that was detected.
         system: The operating system.
-        versions: Of the runtime and other packages.
+        versions: Of the runtime and other packages; ``quantizer`` is the name and version of what made INT8 layers.
         created: Date and time, ISO 8601.
         merged: When the tables were created that this one was merged from; its fidelity is that of the worse one.
         networks: How many whole networks were fitted to.
@@ -168,6 +168,11 @@ class LatencyTable(_Checked):
     def by_key(self) -> dict[str, Row]:
         """Each row by its key."""
         return {row.key: row for row in self.rows}
+
+    @property
+    def quantizer(self) -> str:
+        """What made the INT8 layers, with its version; older tables do not say."""
+        return self.versions.get("quantizer") or "neural_compressor 3.7.1"
 
     @property
     def name(self) -> str:

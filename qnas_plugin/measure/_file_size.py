@@ -58,16 +58,19 @@ class FileSize:
         graph: Of the whole.
         widths: Of the network.
         formats: The formats that each precision group can have.
+        quantizer: The name of what quantizes.
 
     Raises:
         CandidateError: The network cannot be emitted in a format.
     """
 
-    def __init__(self, network: Network, graph: Graph, widths: Widths, formats: Mapping[str, Sequence[str]]) -> None:
+    def __init__(
+        self, network: Network, graph: Graph, widths: Widths, formats: Mapping[str, Sequence[str]], quantizer: str
+    ) -> None:
         self._space, self._widths, self._network = network.space, widths, network
-        self._graph, self._formats = graph, formats
+        self._graph, self._formats, self._quantizer = graph, formats, quantizer
         self._cells: dict[_When, dict[Form | None, float]] = {}
-        whole, narrow = (_Emitted(network, graph, genes) for genes in (widths.largest, widths.narrow))
+        whole, narrow = (_Emitted(network, graph, genes, quantizer) for genes in (widths.largest, widths.narrow))
         base = whole.outline("fp32")
         block = {_key(node): widths.block_of(node) for node in base.model.graph.node}
         before, less = _elements(base), _elements(narrow.outline("fp32"))
@@ -78,7 +81,11 @@ class FileSize:
             own = blocks.pop() if len(blocks) == 1 else ""
             self._add(_When(own), self._bytes(name, element, less.get(name), ()))
         others = [
-            (i, choice, _Emitted(network, graph, np.where(np.arange(len(self._space)) == i, choice, widths.narrow)))
+            (
+                i,
+                choice,
+                _Emitted(network, graph, np.where(np.arange(len(self._space)) == i, choice, widths.narrow), quantizer),
+            )
             for i in widths.of_blocks
             for choice in range(int(self._space.sizes[i]))
             if choice != widths.narrow[i]
@@ -194,11 +201,11 @@ class _Emitted:
         genes: Of the subnet, ``(n,)``; its precisions don't matter.
     """
 
-    def __init__(self, network: Network, graph: Graph, genes: Genes) -> None:
+    def __init__(self, network: Network, graph: Graph, genes: Genes, quantizer: str) -> None:
         candidate = network.space.decode(genes)
         policy, self._formats = network.space.policy(candidate), network.space.formats
         self.groups = {group: names for group, names in graph.groups.items() if group in policy}
-        self._calibrated = uncalibrated(subnet(graph, network.cut(candidate)), self.groups)
+        self._calibrated = uncalibrated(subnet(graph, network.cut(candidate)), self.groups, quantizer)
 
     def outline(self, format: str) -> Outline:
         """Its file with all groups in a format that can have it, the others in FP32."""

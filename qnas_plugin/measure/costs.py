@@ -24,6 +24,7 @@ from qnas_plugin.data import Inputs
 from qnas_plugin.errors import MaterializeError
 from qnas_plugin.measure._file_size import FileSize
 from qnas_plugin.measure._widths import Floats, Form, Widths
+from qnas_plugin.quantizers import DEFAULT
 from qnas_plugin.quantizers.formats import FLOAT_BITS, format_of
 from qnas_plugin.runtimes import onnxruntime as runtime
 from qnas_plugin.space import Genes
@@ -58,6 +59,7 @@ class Costs:
         network: What is searched.
         graph: Of the whole.
         inputs: Of one run.
+        quantizer: The name of what quantizes.
 
     Raises:
         MaterializeError: A size depends on the variables in a way that is not seen; of single metrics, when they are
@@ -67,6 +69,7 @@ class Costs:
     network: Network
     graph: Graph
     inputs: Inputs
+    quantizer: str = DEFAULT
 
     @property
     def functions(self) -> Mapping[str, Cost]:
@@ -108,7 +111,7 @@ class Costs:
 
     @cached_property
     def _size(self) -> FileSize:
-        return FileSize(self.network, self.graph, self._widths, self.network.space.formats)
+        return FileSize(self.network, self.graph, self._widths, self.network.space.formats, self.quantizer)
 
     @cached_property
     def _products(self) -> list[_Product]:

@@ -8,7 +8,6 @@ garbage. A larger scale of that channel's weights costs nothing that could be se
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,19 +24,19 @@ Floors = Mapping[str, npt.NDArray[np.float64]]
 """Weight to the scales that its channels ``(n,)``, or all of them ``(1,)``, have at least."""
 
 
-def floors(graph: onnx.GraphProto, int8: Collection[str], scales: Mapping[str, Any]) -> Floors:
+def floors(graph: onnx.GraphProto, int8: Collection[str], scales: Mapping[str, float]) -> Floors:
     """The scales of weights below which some bias is no INT32.
 
     Args:
         graph: In FP32, with biases stored in it.
         int8: Names of the nodes that become INT8.
-        scales: Tensor to its zero point and scale.
+        scales: Of tensors.
     """
     biases = _biases(graph, int8)
     found: dict[str, npt.NDArray[np.float64]] = {}
     for node in graph.node:
         if node.name in biases:
-            scale = float(scales[node.input[0]][1])
+            scale = scales[node.input[0]]
             least = np.maximum(np.abs(biases[node.name]) / (scale * _LARGEST), _SMALLEST / scale)
             found[node.input[1]] = np.maximum(found.get(node.input[1], 0.0), least)
     return found

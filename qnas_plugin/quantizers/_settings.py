@@ -1,40 +1,35 @@
-"""What Neural Compressor is told of a layer of some format."""
+"""What the numbers of a layer become under a format, whatever quantizer does it."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import onnx
 
-from qnas_plugin.errors import QuantizationError
-from qnas_plugin.quantizers.formats import Numbers, format_of
+from qnas_plugin.quantizers.formats import Format, Numbers
 
-_UNSIGNED = Numbers(signed=False, symmetric=False, axis="tensor")
-_WEIGHTS = (Numbers(), Numbers(axis="tensor"), _UNSIGNED)
-_TABLE = {"dtype": onnx.TensorProto.UINT8, "scheme": "asym", "granularity": "per_tensor", "algorithm": "minmax"}
-ACTIVATION = _TABLE | {"quant_mode": "static"}
+UNSIGNED = Numbers(signed=False, symmetric=False, axis="tensor")
+"""Activations, and tables under any format."""
 
-
-def weight_settings(node: onnx.NodeProto, precision: str) -> dict[str, Any]:
-    """What Neural Compressor is told of the weight of a node.
-
-    Raises:
-        QuantizationError: It has no such weights or activations.
-    """
-    chosen = format_of(precision)
-    weights = chosen.weights
-    if weights is None or weights not in _WEIGHTS or chosen.activations != _UNSIGNED:
-        raise QuantizationError(f"Neural Compressor cannot quantize to '{precision}'; take another quantizer or format")
-    if node.op_type == "Gather":
-        return _TABLE
-    return {
-        "dtype": onnx.TensorProto.INT8 if weights.signed else onnx.TensorProto.UINT8,
-        "scheme": "sym" if weights.symmetric else "asym",
-        "granularity": f"per_{weights.axis}",
-        "algorithm": "minmax",
-    }
+WEIGHTS = (Numbers(), Numbers(axis="tensor"), UNSIGNED)
+"""What weights are in 8 bits."""
 
 
-def at_run_time(node: onnx.NodeProto, precision: str | None) -> bool:
-    """Whether a node of this precision, None for FP32, gets the scale of what it reads in each run."""
-    return precision is not None and format_of(precision).dynamic and node.op_type != "Gather"
+def in_8_bits(format: Format) -> bool:
+    """Whether a format has weights and activations of 8 bits, of the kinds that ONNX Runtime has kernels for."""
+    return format.weights in WEIGHTS and format.activations == UNSIGNED
+
+
+def weights_of(node: onnx.NodeProto, format: Format) -> Numbers | None:
+    """The numbers of the weight of a node; those of a table are the same under all formats."""
+    return UNSIGNED if node.op_type == "Gather" else format.weights
+
+
+def type_of(numbers: Numbers | None) -> int | None:
+    """The type of a stored weight; None where there is none of 8 bits."""
+    if numbers not in WEIGHTS:
+        return None
+    return int(onnx.TensorProto.INT8 if numbers.signed else onnx.TensorProto.UINT8)
+
+
+def at_run_time(node: onnx.NodeProto, format: Format | None) -> bool:
+    """Whether a node of this format, None for FP32, gets the scale of what it reads in each run."""
+    return format is not None and format.dynamic and node.op_type != "Gather"

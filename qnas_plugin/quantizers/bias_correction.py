@@ -17,10 +17,11 @@ from qnas_plugin.build.shared_model import Outline
 from qnas_plugin.errors import QuantizationError
 from qnas_plugin.quantizers._integer_forms import names_of, unique
 from qnas_plugin.quantizers.channels import Channels, can_be, transposed
-from qnas_plugin.quantizers.neural_compressor import Quantized, quantize_weight
+from qnas_plugin.quantizers.formats import Numbers
+from qnas_plugin.quantizers.weights import Kept, rounded
 
 
-def corrected(model: Outline, names: Collection[str], seen: Channels, quantized: Quantized) -> Outline:
+def corrected(model: Outline, names: Collection[str], seen: Channels, quantized: Kept) -> Outline:
     """A model with biases that make up for the rounding of weights to symmetric INT8 by channel.
 
     A MatMul has its bias in the Add behind it; one without is left as it is, as an Add would cost time.
@@ -75,14 +76,14 @@ def _bias(
 
 
 def _shift(
-    node: onnx.NodeProto, weight: npt.NDArray[np.float32], mean: npt.NDArray[np.float32], quantized: Quantized
+    node: onnx.NodeProto, weight: npt.NDArray[np.float32], mean: npt.NDArray[np.float32], quantized: Kept
 ) -> npt.NDArray[np.float64]:
     """What the rounded weight adds to each output channel on average."""
     settings = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
     axis = 0 if node.op_type == "Conv" or transposed(node) else weight.ndim - 1
-    found = quantize_weight(node.input[1], weight, onnx.TensorProto.INT8, "sym", axis, quantized)
+    found = rounded(node.input[1], weight, Numbers(), axis, quantized)
     shape = [-1 if i == axis else 1 for i in range(weight.ndim)]
-    error = found.quantized_data * np.asarray(found.scales, dtype=np.float64).reshape(shape) - weight
+    error = found.values * np.asarray(found.scales, dtype=np.float64).reshape(shape) - weight
     if node.op_type != "Conv":
         return np.asarray((error if transposed(node) else error.T) @ mean * settings.get("alpha", 1.0))
     groups = settings.get("group", 1)

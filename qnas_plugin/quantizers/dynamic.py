@@ -16,14 +16,16 @@ from onnx import helper, numpy_helper
 
 from qnas_plugin.build.tidy import WEIGHT_INPUT
 from qnas_plugin.quantizers._integer_forms import names_of, unique
-from qnas_plugin.quantizers.neural_compressor import Quantized, quantize_weight
+from qnas_plugin.quantizers.formats import Numbers
+from qnas_plugin.quantizers.weights import Kept
+from qnas_plugin.quantizers.weights import rounded as rounded_weight
 
 _INTEGER = {"MatMul": "MatMulInteger", "Gemm": "MatMulInteger", "Conv": "ConvInteger"}
 _OF_CONV = ("auto_pad", "dilations", "group", "kernel_shape", "pads", "strides")
 
 
 def emit(
-    graph: onnx.GraphProto, names: Collection[str], weights: Mapping[str, npt.NDArray[Any]], quantized: Quantized
+    graph: onnx.GraphProto, names: Collection[str], weights: Mapping[str, npt.NDArray[Any]], quantized: Kept
 ) -> dict[str, npt.NDArray[Any]]:
     """Replaces MatMul, Gemm and Conv nodes.
 
@@ -59,9 +61,9 @@ def emit(
         name = node.input[WEIGHT_INPUT[node.op_type]]
         transposed = node.op_type == "Gemm" and settings.get("transB", 0) == 1
         axis = 0 if node.op_type == "Conv" or transposed else weights[name].ndim - 1
-        found = quantize_weight(name, weights[name], onnx.TensorProto.INT8, "sym", axis, quantized)
-        scales = np.asarray(found.scales, dtype=np.float32) * np.float32(settings.get("alpha", 1.0))
-        values = np.ascontiguousarray(found.quantized_data.T) if transposed else found.quantized_data
+        found = rounded_weight(name, weights[name], Numbers(), axis, quantized)
+        scales = found.scales * np.float32(settings.get("alpha", 1.0))
+        values = np.ascontiguousarray(found.values.T) if transposed else found.values
         own = new(f"{name}_quantized")
         stored[own] = values
         graph.initializer.add(name=own, data_type=onnx.TensorProto.INT8, dims=values.shape)

@@ -12,15 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-import onnxruntime as ort
 
 from qnas_plugin.errors import MeasurementError, door
-from qnas_plugin.files.locks import scratch
-from qnas_plugin.runtimes.onnxruntime import make_exact
+from qnas_plugin.runtimes.onnxruntime import optimised
 
 _EIGHT_BITS = (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
 _LAYERS = ("Conv", "ConvTranspose", "Einsum", "Gather", "Gemm", "GRU", "LSTM", "MatMul", "RNN")
-_LOGS_NOTHING = 4
 
 
 @dataclass(frozen=True)
@@ -131,25 +128,6 @@ def layers(model: Path) -> list[Layer]:
         emitted = onnx.load(str(model), load_external_data=False).graph
     optimized = _Optimised.of(optimised(model).graph)
     return [optimized.layer(*found) for found in _stored(emitted)]
-
-
-def optimised(model: Path) -> onnx.ModelProto:
-    """The graph that ONNX Runtime makes of a file when it is loaded for deployment; large weights have no values.
-
-    Raises:
-        MeasurementError: It cannot run the file.
-    """
-    with scratch() as folder:
-        path = folder / "optimised.onnx"
-        options = ort.SessionOptions()
-        options.log_severity_level = _LOGS_NOTHING
-        options.optimized_model_filepath = str(path)
-        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights")
-        options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
-        make_exact(options)
-        with door(MeasurementError, f"ONNX Runtime cannot run '{model.name}'"):
-            ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
-        return onnx.load(str(path), load_external_data=False)
 
 
 @dataclass(frozen=True)

@@ -1,41 +1,108 @@
-"""Neural Compressor's quantizer, with weights that are quantized once for all policies."""
+"""Neural Compressor's quantizer, with weights that are quantized once for all policies.
+
+The graphs are those of ``neural_compressor.quantization.fit`` under the same settings, except for what ``quantize``
+says, and that the scales of a bias lie along its only axis.
+"""
 
 from __future__ import annotations
 
-import copy
 import warnings
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import Iterable, Mapping
+from importlib.metadata import version as version_of
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import onnx
 
 from qnas_plugin.build.tidy import FP32_OUTPUT, WEIGHT_INPUT
-from qnas_plugin.quantizers._bias import Floors
-from qnas_plugin.quantizers._indexed_model import NewNodes
+from qnas_plugin.errors import QuantizationError, door
+from qnas_plugin.quantizers import Emitted, Work
+from qnas_plugin.quantizers._bias import Floors, floors
+from qnas_plugin.quantizers._indexed_model import IndexedModel, NewNodes
 from qnas_plugin.quantizers._integer_forms import inner_inputs
+from qnas_plugin.quantizers._settings import UNSIGNED, in_8_bits, type_of, weights_of
+from qnas_plugin.quantizers.formats import Format, Numbers
+from qnas_plugin.quantizers.weights import Kept, rounded
 
 with warnings.catch_warnings():  # 3.7.1 imports pkg_resources, which warns
     warnings.simplefilter("ignore")
     from neural_compressor.adaptor.ox_utils.calibration import ONNXRTAugment
+    from neural_compressor.adaptor.ox_utils.calibrator import CALIBRATOR
     from neural_compressor.adaptor.ox_utils.quantizer import Quantizer
     from neural_compressor.adaptor.ox_utils.util import (
         QuantizedInitializer,
         QuantizedValue,
         QuantizedValueType,
-        _get_qrange_for_qType,
-        calculate_scale_zp,
-        quantize_data_with_scale_zero,
     )
     from neural_compressor.model.onnx_model import ONNXModel
 
-Quantized = MutableMapping[tuple[str, tuple[int, ...], int, int | None], QuantizedInitializer]
-"""Quantized weights by name, shape, type and channel axis; the axis is None for one scale."""
-
-_AT_ONCE = 1 << 16  # numbers quantized together: what they need stays in the cache of a core
-_SMALLEST_CHANNEL = 2.0**-16  # of the largest channel's scale
 REDUCE_RANGE = False  # else Neural Compressor takes it from the CPU that it runs on
+
+
+class Histogram:
+    """The range of a tensor without its outliers, by Neural Compressor's algorithm of this name."""
+
+    def __init__(self, algorithm: str) -> None:
+        self._found = CALIBRATOR[algorithm]()
+
+    def collect(self, values: npt.NDArray[Any]) -> None:
+        """Adds values, which must be finite."""
+        self._found.collect(values)
+
+    def range(self) -> tuple[float, float]:
+        """The smallest and the largest that is kept."""
+        low, high = self._found.calib_range
+        return float(low), float(high)
+
+
+histogram = Histogram
+
+
+def version() -> str:
+    """Of Neural Compressor."""
+    return version_of("neural-compressor")
+
+
+def can_emit(format: Format) -> bool:
+    """Whether layers can become this: 8 bits, of which it computes no asymmetric scale per channel."""
+    return in_8_bits(format)
+
+
+def emit(work: Work) -> Emitted:
+    """Quantizes the model in place.
+
+    Raises:
+        QuantizationError: Neural Compressor cannot.
+    """
+    graph = work.model.graph
+    config = {
+        node.name: {"weight": _settings(weights_of(node, work.formats[node.name])), "activation": _ACTIVATION}
+        for node in graph.node
+        if node.name in work.formats
+    }
+    wrapped = IndexedModel(work.model)
+    scales = activation_scales(wrapped, config, work.ranges)
+    steps = {name: float(pair[1]) for name, pair in scales.items()}
+    least = floors(graph, work.formats.keys(), steps)
+    quantizer = CachedQuantizer(wrapped, config, scales, work.weights, work.kept, least)
+    with door(QuantizationError, "Neural Compressor cannot quantize the model"):
+        quantizer.quantize_model()
+    wrapped.topological_sort()
+    return Emitted(quantizer.int8, steps)
+
+
+def _settings(numbers: Numbers | None) -> dict[str, Any]:
+    """What it is told of the weight of a node."""
+    assert numbers is not None
+    return {
+        "dtype": type_of(numbers),
+        "scheme": "sym" if numbers.symmetric else "asym",
+        "granularity": f"per_{numbers.axis}",
+        "algorithm": "minmax",
+    }
+
+
+_ACTIVATION = _settings(UNSIGNED) | {"quant_mode": "static"}
 
 
 class CachedQuantizer(Quantizer):  # type: ignore[misc]
@@ -46,7 +113,7 @@ class CachedQuantizer(Quantizer):  # type: ignore[misc]
         config: Node name to its settings, as the quantizer wants them.
         scales: Tensor name to zero point and scale.
         weights: The FP32 weights by name.
-        quantized: The quantized weights of earlier runs; new ones are added.
+        kept: The quantized weights of earlier runs; new ones are added.
         floors: The scales that weights have at least.
 
     Attributes:
@@ -59,7 +126,7 @@ class CachedQuantizer(Quantizer):  # type: ignore[misc]
         config: Mapping[str, Any],
         scales: Mapping[str, Any],
         weights: Mapping[str, npt.NDArray[Any]],
-        quantized: Quantized,
+        kept: Kept,
         floors: Floors,
     ) -> None:
         super().__init__(
@@ -73,7 +140,7 @@ class CachedQuantizer(Quantizer):  # type: ignore[misc]
             optypes_to_exclude_output_quant=FP32_OUTPUT,
         )
         self._weights = weights
-        self._kept = quantized
+        self._kept = kept
         self._floors = floors
         self.int8: dict[str, npt.NDArray[Any]] = {}
 
@@ -124,15 +191,23 @@ class CachedQuantizer(Quantizer):  # type: ignore[misc]
         self, initializer: onnx.TensorProto, dtype: int, scheme: str, axis: int | None
     ) -> QuantizedInitializer:
         name, values = initializer.name, self._weights[initializer.name]
-        weight = copy.copy(quantize_weight(name, values, dtype, scheme, axis, self._kept))
-        weight.initializer = initializer
-        least = self._floors.get(name, np.zeros(1))
-        least = least.max() if axis is None else least
-        if (weight.scales < least).any():  # not kept: it depends on what the layer reads
-            weight = _quantize(initializer, values, dtype, scheme, axis, least)
+        numbers = Numbers(
+            signed=scheme == "sym", symmetric=scheme == "sym", axis="tensor" if axis is None else "channel"
+        )
+        found = rounded(name, values, numbers, axis, self._kept, self._floors.get(name))
         if self.model.get_initializer_share_num(name) > 1:
-            weight.name = f"{name}_{dtype}"
-        return weight
+            name = f"{name}_{dtype}"
+        return QuantizedInitializer(
+            name,
+            initializer,
+            [],
+            [],
+            found.zero_points,
+            found.scales,
+            quantized_data=found.values,
+            axis=axis,
+            qType=dtype,
+        )
 
 
 def activation_scales(
@@ -162,63 +237,3 @@ def _lets_zero_through(clip: onnx.NodeProto, graph: onnx.GraphProto) -> bool:
     }
     low, high = (bounds.get(name, 0.0) for name in [*clip.input[1:], "", ""][:2])
     return low <= 0 <= high
-
-
-def quantize_weight(
-    name: str, values: npt.NDArray[Any], dtype: int, scheme: str, axis: int | None, kept: Quantized
-) -> QuantizedInitializer:
-    """A weight quantized over its own minimum and maximum, once.
-
-    Args:
-        name: Of the weight.
-        values: The weight in FP32.
-        dtype: ``INT8`` or ``UINT8`` of ``onnx.TensorProto``.
-        scheme: ``sym`` or ``asym``.
-        axis: Of the channels, each with its scale; None for one scale.
-        kept: What was quantized before; gets it.
-    """
-    key = name, values.shape, dtype, axis
-    if key not in kept:
-        kept[key] = _quantize(onnx.TensorProto(name=name, dims=values.shape), values, dtype, scheme, axis)
-    return kept[key]
-
-
-def _quantize(
-    initializer: onnx.TensorProto,
-    values: npt.NDArray[Any],
-    dtype: int,
-    scheme: str,
-    axis: int | None,
-    least: npt.NDArray[np.float64] | float = 0.0,
-) -> QuantizedInitializer:
-    """A weight quantized over its own minimum and maximum: per channel along an axis or, with None, as a whole.
-
-    Its scales are at least those given.
-    """
-    span = _get_qrange_for_qType(dtype, REDUCE_RANGE)
-    if axis is None:
-        low, high = min(float(values.min()), 0), max(float(values.max()), 0)
-    else:
-        others = tuple(i for i in range(values.ndim) if i != axis)
-        low, high = np.minimum(values.min(others, keepdims=True), 0), np.maximum(values.max(others, keepdims=True), 0)
-    scale, zero_point = calculate_scale_zp(low, high, span, dtype, scheme)
-    scale = np.maximum(scale, np.max(scale) * _SMALLEST_CHANNEL)
-    if np.any(np.reshape(scale, -1) < least):
-        scale = np.maximum(np.reshape(scale, -1), least).astype(np.float32).reshape(np.shape(scale))
-    rounded = np.empty(values.shape, np.int8 if dtype == onnx.TensorProto.INT8 else np.uint8)
-    rows = max(1, _AT_ONCE * len(values) // values.size)
-    for first in range(0, len(values), rows):
-        part = slice(first, first + rows)
-        own = (scale[part], zero_point[part]) if axis == 0 else (scale, zero_point)
-        rounded[part] = quantize_data_with_scale_zero(values[part], dtype, scheme, *own)
-    return QuantizedInitializer(
-        initializer.name,
-        initializer,
-        [],
-        [],
-        np.reshape(zero_point, -1),
-        np.reshape(scale, -1),
-        quantized_data=rounded,
-        axis=axis,
-        qType=dtype,
-    )

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from qnas_plugin.build.observe import Ranges
 from qnas_plugin.build.shared_model import Outline
 from qnas_plugin.data import Batch
-from qnas_plugin.quantizers.quantize import Groups
+from qnas_plugin.quantizers import Groups
 
 _STEPS = 255
 _FEW = 1e-5

@@ -7,20 +7,21 @@ from onnx import numpy_helper
 
 from qnas_plugin.build.observe import Ranges
 from qnas_plugin.build.shared_model import Outline
-from qnas_plugin.quantizers import channels
+from qnas_plugin.quantizers import DEFAULT, Groups, channels
 from qnas_plugin.quantizers.formats import FORMATS
-from qnas_plugin.quantizers.quantize import Calibrated, Groups
+from qnas_plugin.quantizers.quantize import Calibrated
 
 RANGE = (-4.0, 4.0)
 """That of every activation."""
 
 
-def uncalibrated(model: onnx.ModelProto | Outline, groups: Groups) -> Calibrated:
+def uncalibrated(model: onnx.ModelProto | Outline, groups: Groups, quantizer: str = DEFAULT) -> Calibrated:
     """A model of which every activation has the same range and every channel is alike: it emits all formats."""
     outline = Outline.of(model)
     found = ranges(outline)
     clipped = {str(format.ranges): found for format in FORMATS.values()}
-    return Calibrated(outline, groups, found, clipped, channels=dict(channels.alike(outline.model, RANGE)))
+    alike = dict(channels.alike(outline.model, RANGE))
+    return Calibrated(outline, groups, found, clipped, channels=alike, quantizer=quantizer)
 
 
 def ranges(model: onnx.ModelProto | Outline) -> Ranges:

@@ -9,6 +9,7 @@ from typing import Annotated
 from pydantic import Field, field_validator
 
 from qnas_plugin.errors import UsageError
+from qnas_plugin.quantizers import DEFAULT
 from qnas_plugin.request.options import (
     Insist,
     Options,
@@ -53,7 +54,18 @@ class ProfileRequest(Options):
     )
     seed: Annotated[Seed, Shown("Measurement")] = 0
     insist: Insist = False
+    quantizer: Annotated[str, Shown("Output")] = Field(
+        DEFAULT, description="What quantizes, see: qnas show quantizers."
+    )
     overwrite: Overwrite = False
+
+    @field_validator("quantizer")
+    @classmethod
+    def _quantizer(cls, name: str) -> str:
+        from qnas_plugin import registry
+
+        registry.check("quantizers", name)
+        return name.replace("-", "_")
 
     @field_validator("budget")
     @classmethod

@@ -6,9 +6,18 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationInfo, field_serializer, field_validator, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationInfo,
+    field_serializer,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from qnas_plugin.errors import MissingOptionsError, UsageError, quoted
+from qnas_plugin.quantizers import DEFAULT
 from qnas_plugin.request.model_name import resolve
 from qnas_plugin.request.options import (
     Checkpoint,
@@ -88,6 +97,9 @@ class TuneRequest(Request):
     confidence: Annotated[float, Shown("Search")] = Field(
         0.9, ge=0.5, lt=1, description="With which the selection examples must show that it loses no more."
     )
+    quantizer: Annotated[str, Shown("Search")] = Field(
+        DEFAULT, description="What quantizes, see: qnas show quantizers."
+    )
     algorithm: Annotated[str, Shown("Search")] = Field(
         "linas", description="Search algorithm, see: qnas show algorithms."
     )
@@ -141,6 +153,20 @@ class TuneRequest(Request):
         elif self.latency == "table":
             raise UsageError("--latency table is for supernets; what a --model takes is measured, leave it out")
         return self
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without the quantizer where it is what results had before there were others."""
+        values: dict[str, Any] = handler(self)
+        return {name: value for name, value in values.items() if (name, value) != ("quantizer", DEFAULT)}
+
+    @field_validator("quantizer")
+    @classmethod
+    def _quantizer(cls, name: str) -> str:
+        from qnas_plugin import registry
+
+        registry.check("quantizers", name)
+        return name.replace("-", "_")
 
     @field_validator("precision")
     @classmethod

@@ -5,13 +5,24 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 import onnxruntime
 
+from qnas_plugin.errors import MeasurementError, door
+from qnas_plugin.files.locks import scratch
+
+if TYPE_CHECKING:
+    import onnx
+
 _FATAL = 4
 _CPUS = Path("/proc/cpuinfo")
+
+
+def version() -> str:
+    """Of ONNX Runtime."""
+    return str(onnxruntime.__version__)
 
 
 @functools.cache
@@ -76,3 +87,24 @@ def feed(model: onnxruntime.InferenceSession, inputs: Mapping[str, npt.NDArray[A
         raise ValueError(f"the graph has an input '{missing[0]}', given are: {', '.join(inputs)}")
     names += [node.name for node in model.get_overridable_initializers() if node.name in inputs]
     return {name: inputs[name] for name in names}
+
+
+def optimised(model: Path) -> onnx.ModelProto:
+    """The graph that ONNX Runtime makes of a file when it is loaded for deployment; large weights have no values.
+
+    Raises:
+        MeasurementError: It cannot run the file.
+    """
+    import onnx  # processes that time do not need it
+
+    with scratch() as folder:
+        path = folder / "optimised.onnx"
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = _FATAL
+        options.optimized_model_filepath = str(path)
+        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights")
+        options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
+        make_exact(options)
+        with door(MeasurementError, f"ONNX Runtime cannot run '{model.name}'"):
+            onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+        return onnx.load(str(path), load_external_data=False)

@@ -28,8 +28,13 @@ from qnas_plugin.study.storage_url import shown
 
 SCHEMA_VERSION = 1
 _ATTRIBUTE = "qnas"
-RECORDED_LATER = ("max_length", "onnxruntime", "processor")
-"""What older versions did not record of a study: where it is missing it is taken from the run that goes on."""
+RECORDED_LATER = {
+    "max_length": None,
+    "onnxruntime": None,
+    "processor": None,
+    "quantizer": "neural_compressor 3.7.1",
+}
+"""What older versions did not record of a study, and what it was; with None, it is taken from the run that goes on."""
 
 
 class Study:
@@ -103,8 +108,8 @@ class Study:
                     study.set_user_attr(_ATTRIBUTE, {"schema_version": SCHEMA_VERSION, "identity": identity})
                 else:
                     stored = _check_identity(storage, attribute, identity)
-                    taken = [name for name in identity if name not in stored]
-                    identity = stored | identity
+                    taken = [name for name in identity if name not in stored and not RECORDED_LATER.get(name)]
+                    identity = stored | {name: identity[name] for name in taken}
                     if taken and write:
                         study.set_user_attr(_ATTRIBUTE, {"schema_version": SCHEMA_VERSION, "identity": identity})
         except BaseException:
@@ -242,7 +247,8 @@ def _check_identity(storage: str, attribute: Mapping[str, object] | None, asked:
     names = [
         name
         for name in sorted({*stored, *asked})
-        if stored.get(name) != asked.get(name) and not (name in RECORDED_LATER and name not in stored)
+        if stored.get(name) != asked.get(name)
+        and not (name in RECORDED_LATER and name not in stored and RECORDED_LATER[name] in (None, asked.get(name)))
     ]
     if names:
         there, here = (", ".join(f"{name} {side.get(name, 'unset')}" for name in names) for side in (stored, asked))

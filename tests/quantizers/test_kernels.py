@@ -17,6 +17,7 @@ from qnas_plugin.data import Batch
 from qnas_plugin.errors import MeasurementError
 from qnas_plugin.quantizers import kernels
 from qnas_plugin.quantizers.quantize import calibrate
+from qnas_plugin.runtimes import onnxruntime as runtime
 from qnas_plugin.space import Precision
 from tests.sessions import session
 
@@ -243,7 +244,7 @@ def test_layers_are_found_where_kernels_rearrange_their_weights(name, tmp_path, 
     def widened(options: ort.SessionOptions) -> None:
         options.add_session_config_entry("session.x64quantprecision", "1")
 
-    monkeypatch.setattr(kernels, "make_exact", widened)
+    monkeypatch.setattr(runtime, "make_exact", widened)
     form, expected = FORMS[name]
     found = kernels.executed(written(form, "int8", tmp_path), form.groups)
     assert set().union(*found.groups.values()) == expected

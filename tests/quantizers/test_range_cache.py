@@ -150,7 +150,7 @@ def test_build_gives_the_same_bytes_with_ranges_of_another_process(
 def test_build_calibrates_again_when_a_weight_or_the_data_differ(
     fresh: Callable[[], Lab], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    candidate = fresh().supernet.space.corner("largest", Precision.INT8)
+    candidate = fresh().network.space.corner("largest", Precision.INT8)
     fresh().build(candidate)
     calls: list[int] = []
     observe = bench.observe
