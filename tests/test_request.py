@@ -95,7 +95,7 @@ def test_each_field_is_described_and_has_its_place_in_help(kind: type[Options]) 
 
 
 @pytest.mark.parametrize("kind", REQUESTS)
-@pytest.mark.parametrize("value", [object(), -1, 1e300, {"a": 1}, [["x"]]], ids=str)
+@pytest.mark.parametrize("value", [object(), -1, 1e300, {"a": 1}, [["x"]]], ids=lambda value: type(value).__name__)
 def test_build_says_what_is_wrong_in_words_of_its_own(kind: type[Options], value: object) -> None:
     for name in kind.model_fields:
         with pytest.raises(UsageError) as raised:  # some values are right, then options are missing
