@@ -1,6 +1,6 @@
 """Trials per hour of whole searches with one and two workers, and what they find.
 
-    python benchmarks/workers.py REQUEST.toml [--trials 24] [--seeds 3] [--counts 1 2] [--core-each]
+    python benchmarks/latency/workers.py REQUEST.toml [--trials 24] [--seeds 3] [--counts 1 2] [--core-each]
 
 The request is that of ``qnas tune --config``. Without a latency table in it, no latency is measured either, as that is
 done one at a time on a machine, and the objectives are accuracy and size. Searches with one worker and with more take

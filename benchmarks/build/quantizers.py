@@ -1,6 +1,6 @@
 """What each INT8 format costs by each quantizer, in accuracy and latency, with all groups of one network in it.
 
-    python benchmarks/quantizers.py runs/minilm --supernet bert --task text_classification --data data/sst2 \\
+    python benchmarks/build/quantizers.py runs/minilm --supernet bert --task text_classification --data data/sst2 \\
         --max-length 64 --quantizers neural_compressor onnxruntime
 
 Of a supernet, it is the largest network. With ``--quantizers neural_compressor onnxruntime``, each format by each of

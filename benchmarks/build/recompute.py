@@ -1,6 +1,6 @@
 """Recomputes the members of a search of an ONNX model by plain ONNX Runtime, and compares with ``pareto.json``.
 
-    python benchmarks/recompute.py OUT
+    python benchmarks/build/recompute.py OUT
 
 Which examples a part has is the search's own choice; all else is done here: each file is run by an ``InferenceSession``
 with default options, one example at a time, and scored by a few lines of NumPy. Run it where the search was run, since

@@ -1,6 +1,6 @@
 """What INT8 loses in a text recogniser, weights and activations apart, and whether learned rounding gains it back.
 
-    PYTHONPATH=examples/onnx_models python benchmarks/rounding.py
+    PYTHONPATH=examples/onnx_models python benchmarks/build/rounding.py
 
 It needs ``rapidocr-onnxruntime`` on the path. AdaRound (Nagel et al. 2020): each weight of a convolution is rounded
 down plus a rectified sigmoid of a variable, which is learned so that the layer's output on calibration data changes

@@ -1,6 +1,6 @@
 """CPU seconds to load, list and quantize ONNX models of more and more layers: linear, where all is well.
 
-    python benchmarks/many_layers.py [--layers 250 500 1000 2000]
+    python benchmarks/build/many_layers.py [--layers 250 500 1000 2000]
 
 Each layer is an unnamed MatMul of 8 x 8 with a Tanh behind it, and all become INT8. CPU seconds say the same with other
 work on the machine.

@@ -1,6 +1,6 @@
 """Latency of INT8 here, in the form before, and in what ONNX Runtime's own tools make, in turns on one core.
 
-    python benchmarks/int8_forms.py [--models minilm-l6 bert-base] [--seconds 3]
+    python benchmarks/build/int8_forms.py [--models minilm-l6 bert-base] [--seconds 3]
 
 Weights are random, which changes no time. For the largest network: its FP32 file, this package's INT8, ONNX Runtime's
 static quantization (QDQ, a scale for each channel), its dynamic quantization, and dynamic quantization of the graph

@@ -1,7 +1,7 @@
 """One search through every host: whether each evaluates the same policies, and what a trial costs there.
 
     optimum-cli export onnx --model demo/digits-supernet --task image-classification demo/digits-onnx
-    python benchmarks/hosts.py [--olive BIN/PYTHON] [--trials 40]
+    python benchmarks/search/hosts.py [--olive BIN/PYTHON] [--trials 40]
 
 All have the same ONNX model, data, seed and objectives (accuracy and size, which repeat exactly). Hosts take turns,
 each in a process of its own; a trial's cost is the mean time from one trial to the next, the algorithm's share

@@ -1,6 +1,6 @@
 """A request searched by several algorithms: hypervolumes at equal trials, and what the best members gain.
 
-    python benchmarks/networks.py tune.toml [--algorithms linas nsga2 random]
+    python benchmarks/search/networks.py tune.toml [--algorithms linas nsga2 random]
 
 Each algorithm searches into a folder of its own in the request's ``out``; what is finished there is not repeated.
 Hypervolumes are of the trials' own metrics (search split), as shares of the box that the fronts of all algorithms span.

@@ -1,6 +1,6 @@
 """What a latency table is worth: searches with it against searches that measure, and retargeting against a new search.
 
-    python benchmarks/table_search.py --supernet bert --checkpoint DIR --task text_classification --data DIR \
+    python benchmarks/latency/table_search.py --supernet bert --checkpoint DIR --task text_classification --data DIR \
         --seq-len 64 [--trials 60] [--seeds 0] [--threads 2 --batch 8] [--out runs/table-search]
 
 Both searches get the same trials and seeds. The members of all Pareto sets are then timed anew in turns in one run, and

@@ -1,6 +1,6 @@
 """Seconds and memory from a candidate to its quantized ONNX file: this package against the plain way.
 
-    python benchmarks/pipeline.py [--models minilm bert-base resnet50] [--candidates 3] [--examples 100]
+    python benchmarks/build/pipeline.py [--models minilm bert-base resnet50] [--candidates 3] [--examples 100]
 
 The plain way is a ``torch.onnx.export`` of the subnet and a ``neural_compressor.quantization.fit`` for each candidate.
 Both get the same candidates and 100 calibration texts with the lengths of SST-2 sentences, in turns; as usual, the
@@ -166,7 +166,7 @@ def bench(supernet: Supernet, batches: Sequence[Batch], setting: RuntimeSetting)
 
 def images() -> tuple[Supernet, list[Batch]]:
     """OFA's ResNet-50, and random images."""
-    folder = Path(__file__).parents[1] / "examples" / "shapes" / "ofa-resnet50"
+    folder = Path(__file__).parents[2] / "examples" / "shapes" / "ofa-resnet50"
     supernet: Supernet = registry.load("supernets", "resnet50").load(str(folder))
     pixels = np.random.default_rng(0).standard_normal((TEXTS, 3, 224, 224), dtype=np.float32)
     parts = np.split(np.arange(TEXTS), range(8, TEXTS, 8))

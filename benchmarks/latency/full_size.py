@@ -1,6 +1,6 @@
 """Latency and size of the published networks, largest and smallest, in FP32 and INT8, with random weights.
 
-    python benchmarks/full_size.py [--networks bert-base vit-base ...] [--threads 1]
+    python benchmarks/latency/full_size.py [--networks bert-base vit-base ...] [--threads 1]
 
 Neither needs trained weights. The four networks of a supernet are timed in turns in one run: batch 1, texts of 128
 tokens, images of the size in ``examples/shapes``. Size is that of the ONNX file.
