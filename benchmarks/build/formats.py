@@ -2,7 +2,8 @@
 
     PYTHONPATH=examples/onnx_models python benchmarks/build/formats.py $RAPIDOCR/models/ch_PP-OCRv4_rec_infer.onnx \\
         --data ocr:lines --metric ocr:characters --examples 300
-    python benchmarks/build/formats.py runs/minilm --supernet bert --task text_classification --data data/sst2 --max-length 64
+    python benchmarks/build/formats.py runs/minilm --supernet bert --task text_classification --data data/sst2 \\
+        --max-length 64
 
 Of a supernet, it is the largest network. Accuracies are of held-out examples, paired one by one: points are against
 FP32, the gain is over ``int8``, each with its standard error. Where labels are classes, the last two columns are the

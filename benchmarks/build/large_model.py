@@ -1,6 +1,6 @@
 """Memory that the search and the export of an ONNX model of more than 2 GB take: a stack of MatMuls, weights beside it.
 
-    python benchmarks/build/large_model.py --hardware PROFILE.toml [--layers 36] [--width 4096] [--trials 4] [--folder DIR]
+    python benchmarks/build/large_model.py --hardware PROFILE.toml [--layers 36] [--width 4096] [--trials 4]
 
 It runs ``qnas tune --model`` and ``qnas export`` and looks every tenth of a second at each of their processes.
 *Resident* is what a process has in memory, *own* the part of it that no file holds: the rest are pages of files that
