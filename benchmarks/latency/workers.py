@@ -34,6 +34,7 @@ from qnas_plugin.objectives import hypervolume, losses, signs
 from qnas_plugin.request import TuneRequest
 from qnas_plugin.search import ExactMetric, Problem
 from qnas_plugin.space import Candidate
+from qnas_plugin.study.drive import drive
 from qnas_plugin.study.evaluation import Trial
 from qnas_plugin.study.study import Study
 
@@ -92,14 +93,12 @@ def search(request: TuneRequest, count: int, seed: int, cpus: Sequence[int]) -> 
     with (
         Study.open(storage, supernet.space, problem.objectives, identity={"seed": str(seed)}) as study,
         workers.connect(count, None, lab.profile.name) as client,
+        workers.executor(client, lab.bench, job, lab.profile) as executor,
     ):
-        workers.drive(
-            client,
+        drive(
             study,
             algorithm,
-            lab.bench,
-            job,
-            lab.profile,
+            executor,
             trials=request.trials,
             on_trial=lambda trial: times.append(time.monotonic()),
         )

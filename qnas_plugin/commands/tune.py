@@ -22,7 +22,7 @@ from qnas_plugin.results.verify import verify
 from qnas_plugin.results.write import write_result
 from qnas_plugin.search import Algorithm, ExactMetric, Problem
 from qnas_plugin.space import Candidate
-from qnas_plugin.study.drive import drive
+from qnas_plugin.study.drive import Here, drive
 from qnas_plugin.study.evaluation import Evaluation, Trial
 from qnas_plugin.study.study import Study
 
@@ -185,24 +185,18 @@ def _search(
         from qnas_plugin.evaluate import workers
 
         sku = lab.profile.name if lab.estimator is None else None
-        with workers.connect(request.workers, request.cluster, sku) as client:
-            workers.drive(
-                client,
-                study,
-                algorithm,
-                lab.bench,
-                lab.job,
-                lab.profile,
-                trials=request.trials,
-                on_trial=report,
-            )
+        with (
+            workers.connect(request.workers, request.cluster, sku) as client,
+            workers.executor(client, lab.bench, lab.job, lab.profile) as executor,
+        ):
+            drive(study, algorithm, executor, trials=request.trials, on_trial=report)
     else:
         with scratch() as folder:
 
             def evaluate(candidate: Candidate) -> Evaluation:
                 return lab.evaluate(candidate, folder)
 
-            drive(study, algorithm, evaluate, trials=request.trials, on_trial=report)
+            drive(study, algorithm, Here(evaluate), trials=request.trials, on_trial=report)
     if not any(trial.state == "complete" for trial in trials):
         raise StudyError(f"all {len(trials)} trials failed; the first with: {trials[0].error}")
 

@@ -6,6 +6,7 @@ A bench holds all that this takes, so it can be sent to other processes as it is
 from __future__ import annotations
 
 import hashlib
+import pickle
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,7 +26,7 @@ from qnas_plugin.build.observe import Ranges
 from qnas_plugin.build.shared_model import Outline
 from qnas_plugin.build.slice import subnet
 from qnas_plugin.data import Batch, Inputs
-from qnas_plugin.errors import OutputError
+from qnas_plugin.errors import OutputError, UsageError, reason
 from qnas_plugin.hardware import RuntimeSetting
 from qnas_plugin.hardware.machine import described, detect
 from qnas_plugin.hardware.turns import between_measurements
@@ -102,12 +103,17 @@ class Bench:
     _kept: OrderedDict[str, Calibrated] = field(default_factory=OrderedDict, init=False, repr=False)
     _quantized: Kept = field(default_factory=dict, init=False, repr=False)
 
-    def packed(self) -> Bench:
-        """The same without what it has in memory for later, and with all data encoded: to be sent elsewhere."""
+    def packed(self) -> bytes:
+        """The same without what it has in memory for later, and with all data encoded: to be sent elsewhere.
+
+        Raises:
+            UsageError: Its judge or its metric cannot be sent.
+        """
+        check_sendable(self.judge, self.scorer.metric)
         search, targets = list(self.search), self.scorer.targets
         if isinstance(targets, References) and isinstance(targets.runs, Runs):
             targets = References(replace(targets.runs, batches=search))
-        return replace(self, search=search, scorer=replace(self.scorer, targets=targets))
+        return pickle.dumps(replace(self, search=search, scorer=replace(self.scorer, targets=targets)))
 
     @cached_property
     def fingerprint(self) -> str:
@@ -275,6 +281,29 @@ class Bench:
         most = sum(array.nbytes for array in self.graph.weights.values()) // SHARE
         while sum(weight.values.nbytes for weight in self._quantized.values()) > most:
             del self._quantized[next(iter(self._quantized))]
+
+
+def check_sendable(judge: Callable[[Path], float] | None, metric: str) -> None:
+    """Checks what of a bench may be anybody's code: other processes import it by the name of its module.
+
+    Raises:
+        UsageError: It names what cannot be sent, and why.
+    """
+    problem = f"the metric '{metric}' is in __main__" if metric.startswith("__main__:") else None
+    if judge is not None:
+        name = getattr(judge, "__qualname__", type(judge).__qualname__)
+        try:
+            content = pickle.dumps(judge)
+        except Exception as error:  # whatever the state of somebody's object raises
+            problem = f"the function {name} that gives the accuracy cannot be pickled ({reason(error)})"
+        else:
+            if b"__main__" in content:
+                problem = f"the function {name} that gives the accuracy is in __main__"
+    if problem is not None:
+        raise UsageError(
+            f"{problem}, workers cannot import it; define it at the top of a module of its own, or search without "
+            "workers"
+        )
 
 
 def accuracy_of(scored: Scored) -> Evaluation:

@@ -14,7 +14,8 @@ from distributed import Client, Future, KilledWorker, Worker, get_worker
 
 from qnas_plugin.data import Inputs
 from qnas_plugin.errors import ClusterError
-from qnas_plugin.evaluate.workers import LOOK_SECONDS, another_machine, check_offered, reachable
+from qnas_plugin.evaluate.on_worker import another_machine
+from qnas_plugin.evaluate.workers import LOOK_SECONDS, check_offered, reachable
 from qnas_plugin.hardware import HardwareProfile, RuntimeSetting
 from qnas_plugin.measure.accuracy import files
 from qnas_plugin.measure.latency import Latency, time_models

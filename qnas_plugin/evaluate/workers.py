@@ -8,39 +8,31 @@ ends takes nothing with it: Dask runs its trial again on another.
 from __future__ import annotations
 
 import logging
-import pickle
-import platform
 import queue
 import signal
-import tempfile
-import threading
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from multiprocessing import resource_tracker
-from pathlib import Path
 from typing import TypeVar
 
-from distributed import Client, Future, KilledWorker, Worker, WorkerPlugin, get_worker
+from distributed import Client, Future, KilledWorker
 from distributed.client import FutureCancelledError
 from distributed.comm import CommClosedError, get_address_host
 from threadpoolctl import threadpool_limits
 
 from qnas_plugin._version import __version__
 from qnas_plugin.errors import ClusterError
+from qnas_plugin.evaluate import on_worker
 from qnas_plugin.evaluate._private_transport import private_cluster
 from qnas_plugin.evaluate.bench import Bench, Job
-from qnas_plugin.hardware import HardwareProfile, is_this_machine
-from qnas_plugin.hardware.machine import cores, detect
-from qnas_plugin.search import Algorithm, Observation
+from qnas_plugin.evaluate.on_worker import Place
+from qnas_plugin.hardware import HardwareProfile
 from qnas_plugin.space import Candidate
-from qnas_plugin.study.drive import attempt
-from qnas_plugin.study.evaluation import Evaluation, Trial
-from qnas_plugin.study.study import Study
+from qnas_plugin.study.evaluation import Evaluation
 
 CONNECT_SECONDS = 15
 """How long a scheduler may take to answer, and its first worker to be there."""
@@ -54,14 +46,10 @@ LOOK_SECONDS = 2.0
 AHEAD = 2
 """Candidates under way for each worker."""
 
-SETUP_SECONDS = 60.0
-"""How long a trial waits on its worker for the bench to be opened there."""
-
 MOST = 4_000_000_000
 """Bytes of weights that workers are sent: Dask sends them as one, of which msgpack 1.2 takes less than 2 ** 32."""
 
 Awaited = TypeVar("Awaited")
-_PACKAGES = ("neural-compressor", "numpy", "onnx", "onnxruntime")
 
 
 @contextmanager
@@ -107,88 +95,77 @@ def connect(count: int | None, address: str | None, sku: str | None) -> Iterator
         yield client
 
 
-def drive(
-    client: Client,
-    study: Study,
-    algorithm: Algorithm,
-    bench: Bench,
-    job: Callable[[Candidate], Job],
-    profile: HardwareProfile,
-    *,
-    trials: int,
-    on_trial: Callable[[Trial], None] = lambda trial: None,
-) -> None:
-    """Keeps all workers busy, stores and tells each trial as it finishes, until the study has so many trials.
+class Workers:
+    """Evaluates on all workers at once; made by ``executor``.
 
-    The algorithm is told of trials in the order in which it was asked for them, and asked for the next candidate each
-    time that it was told of one. So what it proposes does not depend on which worker was faster: where metrics are the
-    same and no worker ends, a seed and a number of workers give the same trials. Twice as many candidates as there are
-    workers are under way, so that a worker rarely waits for a slower one, and never for this process.
+    Twice as many candidates as there are workers are under way, so that a worker rarely waits for a slower one, and
+    never for this process.
+    """
+
+    def __init__(
+        self, client: Client, place: Place, bench: Bench, job: Callable[[Candidate], Job], profile: HardwareProfile
+    ) -> None:
+        self._client, self._place, self._bench, self._job, self._profile = client, place, bench, job, profile
+        self._in_flight: dict[Future, Candidate] = {}
+        self._finished: queue.SimpleQueue[Future] = queue.SimpleQueue()
+
+    def room(self) -> int:
+        """``AHEAD`` for each worker."""
+        return AHEAD * _workers(self._client)
+
+    def submit(self, candidate: Candidate) -> None:
+        """Sends a candidate to the next worker; one whose latency is measured to a worker of the SKU.
+
+        Raises:
+            ClusterError: No worker offers the SKU.
+        """
+        what, sku = self._job(candidate), self._profile.name
+        if what.latency is None and not self._in_flight:
+            check_offered(self._client, sku)
+        resources = {sku: 1} if what.latency is None else None
+        future = self._client.submit(
+            on_worker.evaluate, self._place.name, what, _crowd(self._client), pure=False, resources=resources
+        )
+        self._in_flight[future] = candidate
+        future.add_done_callback(self._finished.put)
+
+    def finished(self) -> tuple[Candidate, Evaluation]:
+        """Waits for the next that is finished; a trial whose worker ended, or had lost the bench, runs again.
+
+        Raises:
+            ClusterError: The scheduler is gone, or no worker is there.
+        """
+        while True:
+            future = _waited(self._client, partial(_next, self._finished))
+            candidate = self._in_flight.pop(future)
+            evaluation = _outcome(self._client, future)
+            if evaluation is not None:
+                return candidate, evaluation
+            _send(self._client, self._place, self._bench)
+            self.submit(candidate)
+
+
+@contextmanager
+def executor(
+    client: Client, bench: Bench, job: Callable[[Candidate], Job], profile: HardwareProfile
+) -> Iterator[Workers]:
+    """Workers that have a bench for as long as the context lasts.
 
     Args:
         client: From ``connect``.
-        study: Opened for writing; the trials that it has are told first and count.
-        algorithm: Fresh.
         bench: What the workers need.
         job: What the bench is told of a candidate.
         profile: The SKU; trials whose latency is measured go to workers with a resource of its name.
-        trials: The total, stored ones included.
-        on_trial: Called after each new trial.
 
     Raises:
         ClusterError: The scheduler is gone, no worker is there or offers the SKU, or one has other versions or is not
             the SKU that it says.
+        UsageError: The bench has what cannot be sent.
     """
-    stored = study.trials()
-    algorithm.tell([trial.observation for trial in stored])
-    asked, exhausted = len(stored), False
-    untold: deque[Candidate] = deque()
-    outcomes: dict[str, Observation] = {}
-    in_flight: dict[Future, Candidate] = {}
-    finished: queue.SimpleQueue[Future] = queue.SimpleQueue()
-    place = _Place.of(bench, profile)
+    place = Place.of(bench, profile)
     # The workers have all cores; threads of linear algebra in the search would wait for theirs, spinning.
     with reachable(client), _placed(client, place, bench), threadpool_limits(1):
-
-        def submit(candidate: Candidate) -> None:
-            what = job(candidate)
-            if what.latency is None and not in_flight:
-                check_offered(client, profile.name)
-            future = client.submit(
-                _evaluate,
-                place.name,
-                what,
-                _crowd(client),
-                pure=False,
-                resources={profile.name: 1} if what.latency is None else None,
-            )
-            in_flight[future] = candidate
-            future.add_done_callback(finished.put)
-
-        while True:
-            while not exhausted and asked < trials and len(untold) < AHEAD * _workers(client):
-                candidate = algorithm.ask([candidate.key for candidate in untold])
-                if candidate is None:
-                    exhausted = True
-                else:
-                    asked += 1
-                    untold.append(candidate)
-                    submit(candidate)
-            if untold and untold[0].key in outcomes:
-                algorithm.tell([outcomes.pop(untold.popleft().key)])
-                continue
-            if not in_flight:
-                return
-            future = _waited(client, partial(_next, finished))
-            candidate = in_flight.pop(future)
-            evaluation = _outcome(client, future)
-            if evaluation is None:
-                place.send(client, bench)
-                submit(candidate)
-                continue
-            trial = study.add(candidate, evaluation)
-            outcomes[candidate.key] = trial.observation
-            on_trial(trial)
+        yield Workers(client, place, bench, job, profile)
 
 
 @contextmanager
@@ -245,17 +222,13 @@ def _crowd(client: Client) -> Counter[str]:
 
 def check_offered(client: Client, sku: str) -> str:
     """The address of a worker that offers the SKU."""
-    offering = [str(address) for address, offers in sorted(client.run(_offers, sku).items()) if offers]
+    offering = [str(address) for address, offers in sorted(client.run(on_worker.offers, sku).items()) if offers]
     if not offering:
         raise ClusterError(
             f"no worker offers '{sku}', the SKU that latencies are measured for; start one on such a machine with: "
             f'dask worker {client.scheduler.address} --nthreads 1 --resources "{sku}=1"'
         )
     return offering[0]
-
-
-def _offers(sku: str, dask_worker: Worker) -> bool:
-    return sku in dask_worker.state.total_resources
 
 
 def _outcome(client: Client, future: Future) -> Evaluation | None:
@@ -269,7 +242,7 @@ def _outcome(client: Client, future: Future) -> Evaluation | None:
         raise _gone(client) from None
     except KilledWorker as error:
         return Evaluation(error=f"KilledWorker: {error.allowed_failures + 1} workers ended while they evaluated it")
-    except _NotPlacedError:
+    except on_worker.NotPlacedError:
         return None
     return evaluation
 
@@ -281,80 +254,29 @@ def _gone(client: Client) -> ClusterError:
     )
 
 
-class _NotPlacedError(Exception):
-    """The worker has no bench of this content: another search with the same one has ended meanwhile."""
+def _send(client: Client, place: Place, bench: Bench) -> None:
+    """Gives a bench to the scheduler and all workers, those to come included.
 
-
-@dataclass
-class _Place(WorkerPlugin):  # type: ignore[misc]
-    """A bench on its way to a worker, and there.
-
-    Args:
-        name: The content.
-        versions: Of what the results depend on, at the driver.
-        profile: Of the SKU.
-        content: The bench, packed so that versions can be compared before it is opened; empty at the driver.
+    Raises:
+        ClusterError: A worker lacks this package, has other versions, or is not the SKU that it says; or the bench is
+            too large to be sent.
+        UsageError: The bench has what cannot be sent.
     """
-
-    name: str
-    versions: Mapping[str, str | None]
-    profile: HardwareProfile
-    content: bytes = b""
-    idempotent = True
-    settled = False
-    """Whether ``setup`` has ended; Dask shows a plugin to running trials before that."""
-
-    @classmethod
-    def of(cls, bench: Bench, profile: HardwareProfile) -> _Place:
-        """The place of a bench, named after all that it depends on."""
-        versions = _versions()
-        return cls("-".join(["qnas", bench.fingerprint, profile.name, *map(str, versions.values())]), versions, profile)
-
-    def send(self, client: Client, bench: Bench) -> None:
-        """Gives it to the scheduler and all workers, those to come included.
-
-        Raises:
-            ClusterError: A worker lacks this package, has other versions, or is not the SKU that it says; or it is too
-                large to be sent.
-        """
-        weights = sum(array.nbytes for array in bench.graph.weights.values())
-        if weights > MOST:
-            raise ClusterError(
-                f"the weights are {weights / 1e9:.1f} GB, workers get up to {MOST / 1e9:g}; search without them"
-            )
-        try:
-            client.register_plugin(replace(self, content=pickle.dumps(bench.packed())), name=self.name)
-        except ImportError as error:
-            raise ClusterError(
-                f"a worker cannot import {error.name}; install qnas-plugin {__version__} there"
-            ) from error
-
-    def setup(self, worker: Worker) -> None:
-        """Opens the bench on a worker.
-
-        Raises:
-            ClusterError: The worker must not evaluate.
-        """
-        self.refusal = _refusal(worker, self.versions, self.profile)
-        if self.refusal is not None:
-            self.settled = True
-            raise ClusterError(self.refusal)
-        self.bench: Bench = pickle.loads(self.content)
-        self.content = b""
-        self.one_at_a_time = threading.Lock()
-        self.settled = True
-
-    def evaluate(self, job: Job, neighbours: int, scratch: Path) -> Evaluation:
-        """Evaluates on this worker's share of its machine."""
-        threads = max(1, len(cores()) // neighbours)
-        with self.one_at_a_time, tempfile.TemporaryDirectory(dir=scratch) as folder:
-            return attempt(partial(self.bench.evaluate, folder=Path(folder), threads=threads), job)
+    weights = sum(array.nbytes for array in bench.graph.weights.values())
+    if weights > MOST:
+        raise ClusterError(
+            f"the weights are {weights / 1e9:.1f} GB, workers get up to {MOST / 1e9:g}; search without them"
+        )
+    try:
+        client.register_plugin(replace(place, content=bench.packed()), name=place.name)
+    except ImportError as error:
+        raise ClusterError(f"a worker cannot import {error.name}; install qnas-plugin {__version__} there") from error
 
 
 @contextmanager
-def _placed(client: Client, place: _Place, bench: Bench) -> Iterator[None]:
+def _placed(client: Client, place: Place, bench: Bench) -> Iterator[None]:
     try:
-        place.send(client, bench)
+        _send(client, place, bench)
         yield
     finally:
         if client.status == "running":
@@ -369,50 +291,3 @@ def reachable(client: Client) -> Iterator[None]:
         yield
     except (CommClosedError, TimeoutError) as error:
         raise _gone(client) from error
-
-
-def _evaluate(name: str, job: Job, crowd: Mapping[str, int]) -> Evaluation:
-    """A trial, on a worker; the crowd says how many workers a host has."""
-    worker = get_worker()
-    place, began = worker.plugins.get(name), time.monotonic()
-    while place is not None and not place.settled and time.monotonic() - began < SETUP_SECONDS:
-        time.sleep(0.02)
-    if place is None or not place.settled:
-        raise _NotPlacedError(name)
-    if place.refusal is not None:
-        raise ClusterError(place.refusal)
-    evaluation: Evaluation = place.evaluate(
-        job, max(1, crowd[get_address_host(worker.address)]), Path(worker.local_directory)
-    )
-    return evaluation
-
-
-def _refusal(worker: Worker, versions: Mapping[str, str | None], profile: HardwareProfile) -> str | None:
-    for package, here in _versions().items():
-        if here != versions[package]:
-            return (
-                f"the worker {worker.address} has {package} {here}, this search {versions[package]}; "
-                "install the same there"
-            )
-    return another_machine(worker, profile)
-
-
-def another_machine(worker: Worker, profile: HardwareProfile) -> str | None:
-    """Why a worker is not the SKU that it offers; None when it is, or offers none."""
-    if _offers(profile.name, worker):
-        for wrong in is_this_machine(profile, detect()):
-            return (
-                f"the worker {worker.address} offers the resource '{profile.name}', and is another machine: {wrong}; "
-                "start it without"
-            )
-    return None
-
-
-def _versions() -> dict[str, str | None]:
-    found: dict[str, str | None] = {"python": platform.python_version(), "qnas-plugin": __version__}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = None
-    return found

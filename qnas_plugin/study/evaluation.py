@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeVar
 
+from qnas_plugin.errors import CandidateError
 from qnas_plugin.measure.belief import Halves
 from qnas_plugin.search import Observation
 from qnas_plugin.space import Candidate
+
+What = TypeVar("What")
 
 
 @dataclass(frozen=True)
@@ -49,3 +53,12 @@ class Trial(Evaluation):
     def observation(self) -> Observation:
         """What a search algorithm is told."""
         return Observation(self.candidate, self.metrics if self.error is None else None, self.halves)
+
+
+def attempt(evaluate: Callable[[What], Evaluation], what: What) -> Evaluation:
+    """The evaluation of a candidate; a ``CandidateError`` makes it a failed one."""
+    start = time.perf_counter()
+    try:
+        return evaluate(what)
+    except CandidateError as error:
+        return Evaluation(error=f"{type(error).__name__}: {error}", seconds={"failed": time.perf_counter() - start})

@@ -122,7 +122,7 @@ def test_a_bench_makes_the_fp32_outputs_again_where_it_is_sent(lab: Lab, tmp_pat
     other = replace(lab, dataset=replace(lab.dataset, metric=metric))
     lab.write(lab.network.space.corner("largest", Precision.INT8), tmp_path / "model.onnx")
     here = other.bench.scores(tmp_path / "model.onnx", threads=1)
-    there = pickle.loads(pickle.dumps(other.bench.packed())).scores(tmp_path / "model.onnx", threads=1)
+    there = pickle.loads(other.bench.packed()).scores(tmp_path / "model.onnx", threads=1)
     np.testing.assert_array_equal(here.scores, there.scores)
     assert here.scores.min() >= 0
     exact = other.bench.scores(_written(other, tmp_path), threads=1).scores

@@ -32,7 +32,7 @@ from threadpoolctl import threadpool_info
 from qnas_plugin.build import shared_model
 from qnas_plugin.build.graph import Cut
 from qnas_plugin.errors import ClusterError, MeasurementError, OutputError
-from qnas_plugin.evaluate import cluster_latency, workers
+from qnas_plugin.evaluate import cluster_latency, on_worker, workers
 from qnas_plugin.evaluate.bench import Job
 from qnas_plugin.evaluate.lab import Lab
 from qnas_plugin.files.locks import alone_in
@@ -42,6 +42,7 @@ from qnas_plugin.hardware.turns import private_folder
 from qnas_plugin.quantizers.quantize import Policy
 from qnas_plugin.search import Algorithm, Problem, nsga2, random
 from qnas_plugin.space import Candidate, Precision
+from qnas_plugin.study.drive import drive
 from qnas_plugin.study.evaluation import Trial
 from qnas_plugin.study.study import Study
 from tests.evaluate.test_lab import make
@@ -83,17 +84,11 @@ class Search:
         return Study.open(self.storage, self.lab.network.space, OBJECTIVES, identity={"a": "b"})
 
     def run(self, client: Client, trials: int) -> list[Trial]:
-        with self.study() as study:
-            workers.drive(
-                client,
-                study,
-                self.algorithm(),
-                self.lab.bench,
-                self.job,
-                self.profile,
-                trials=trials,
-                on_trial=self.on_trial,
-            )
+        with (
+            self.study() as study,
+            workers.executor(client, self.lab.bench, self.job, self.profile) as executor,
+        ):
+            drive(study, self.algorithm(), executor, trials=trials, on_trial=self.on_trial)
             return study.trials()
 
     def on_trial(self, trial: Trial) -> None:
@@ -309,9 +304,9 @@ def test_drive_sends_the_bench_again_when_another_search_took_it_away(client: Cl
 def test_evaluate_waits_for_a_bench_that_is_being_opened(
     settles: bool, profile: HardwareProfile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place = workers._Place("name", {}, profile)
-    monkeypatch.setattr(workers, "get_worker", lambda: SimpleNamespace(plugins={"name": place}))
-    monkeypatch.setattr(workers, "SETUP_SECONDS", 10.0 if settles else 0.1)
+    place = on_worker.Place("name", {}, profile)
+    monkeypatch.setattr(on_worker, "get_worker", lambda: SimpleNamespace(plugins={"name": place}))
+    monkeypatch.setattr(on_worker, "SETUP_SECONDS", 10.0 if settles else 0.1)
 
     def settle() -> None:
         place.refusal = "not here"
@@ -319,8 +314,8 @@ def test_evaluate_waits_for_a_bench_that_is_being_opened(
 
     if settles:
         threading.Timer(0.2, settle).start()
-    with pytest.raises(ClusterError if settles else workers._NotPlacedError):
-        workers._evaluate("name", cast("Job", None), {})
+    with pytest.raises(ClusterError if settles else on_worker.NotPlacedError):
+        on_worker.evaluate("name", cast("Job", None), {})
 
 
 def test_drive_stores_a_failed_trial_when_a_candidate_cannot_be_built(client: Client, search: Search) -> None:
@@ -432,8 +427,8 @@ def test_drive_says_that_no_worker_is_left(
 def test_drive_refuses_a_worker_with_another_version(
     client: Client, search: Search, monkeypatch: pytest.MonkeyPatch, package: str
 ) -> None:
-    versions = workers._versions()
-    monkeypatch.setattr(workers, "_versions", lambda: versions | {package: "9.9"})
+    versions = on_worker.versions()
+    monkeypatch.setattr(on_worker, "versions", lambda: versions | {package: "9.9"})
     with pytest.raises(ClusterError, match=rf"the worker \S+://\S+ has {package} \S+, this search 9\.9; install"):
         search.run(client, 3)
     assert search.done == []
@@ -491,8 +486,8 @@ def test_drive_gives_workers_the_data_of_its_own_search(
     """A worker that still holds other data of the same shape, as another search on the cluster has them."""
     batches = [replace(batch, positions=batch.positions[::-1]) for batch in search.lab.bench.search]
     other = replace(search.lab.bench, search=batches)
-    with workers._placed(client, place := workers._Place.of(other, profile), other):
-        assert place.name != workers._Place.of(search.lab.bench, profile).name
+    with workers._placed(client, place := on_worker.Place.of(other, profile), other):
+        assert place.name != on_worker.Place.of(search.lab.bench, profile).name
         (trial,) = search.run(client, 1)
     job = search.job(trial.candidate)
     assert trial.metrics == search.lab.bench.evaluate(job, tmp_path, threads=1).metrics

@@ -17,7 +17,7 @@ from qnas_plugin.measure.belief import Halves
 from qnas_plugin.measure.metrics import Scored
 from qnas_plugin.search import Algorithm, Observation, Problem, random
 from qnas_plugin.space import Candidate, Condition, SearchSpace, Variable
-from qnas_plugin.study.drive import drive
+from qnas_plugin.study.drive import Here, drive
 from qnas_plugin.study.evaluation import Evaluation
 from qnas_plugin.study.study import RECORDED_LATER, Study, stored_identity
 
@@ -314,10 +314,10 @@ def test_open_starts_anew_when_killed_while_creating(journal: Path) -> None:
 def test_drive_goes_on_where_it_stopped(storage: str) -> None:
     seen: list[int] = []
     with open_study(storage) as study:
-        drive(study, algorithm(), evaluate, trials=4, on_trial=lambda trial: seen.append(trial.number))
+        drive(study, algorithm(), Here(evaluate), trials=4, on_trial=lambda trial: seen.append(trial.number))
     with open_study(storage) as study:
-        drive(study, algorithm(), evaluate, trials=9, on_trial=lambda trial: seen.append(trial.number))
-        drive(study, algorithm(), evaluate, trials=9)
+        drive(study, algorithm(), Here(evaluate), trials=9, on_trial=lambda trial: seen.append(trial.number))
+        drive(study, algorithm(), Here(evaluate), trials=9)
         resumed = [trial.candidate for trial in study.trials()]
     assert seen == list(range(9))
     reference = algorithm()
@@ -328,7 +328,7 @@ def test_drive_goes_on_where_it_stopped(storage: str) -> None:
 
 def test_drive_ends_when_no_candidate_is_left(journal: Path) -> None:
     with open_study(str(journal)) as study:
-        drive(study, algorithm(), evaluate, trials=1000)
+        drive(study, algorithm(), Here(evaluate), trials=1000)
         assert len(study.trials()) == SPACE.networks
 
 
@@ -346,7 +346,7 @@ def test_drive_goes_on_after_a_candidate_error_and_stops_at_others(journal: Path
 
     with open_study(str(journal)) as study:
         with pytest.raises(KeyboardInterrupt):
-            drive(study, algorithm(), sometimes, trials=1000)
+            drive(study, algorithm(), Here(sometimes), trials=1000)
         stored = study.trials()
         assert [trial.state for trial in stored] == ["failed", "complete"] * 3 + ["failed"]
         assert stored[0].error == "CandidateError: cannot be built"
@@ -358,7 +358,8 @@ def test_study_loses_and_repeats_nothing_when_killed_again_and_again(storage: st
     program = (
         "from tests.study.test_study import *\n"
         f"study = open_study({storage!r})\n"
-        "drive(study, algorithm(), evaluate, trials=60, on_trial=lambda trial: print(trial.candidate.key, flush=True))"
+        "drive(study, algorithm(), Here(evaluate), trials=60, "
+        "on_trial=lambda trial: print(trial.candidate.key, flush=True))"
     )
     finished: list[str] = []
     for lines in (1, 7, 15, 1000):
