@@ -10,6 +10,7 @@ from qnas_plugin import data, registry
 from qnas_plugin.commands.loading import load
 from qnas_plugin.commands.study_folder import study_in
 from qnas_plugin.errors import StudyError
+from qnas_plugin.evaluate.bench import check_sendable
 from qnas_plugin.evaluate.lab import Lab
 from qnas_plugin.files import make_folder
 from qnas_plugin.files.locks import alone_in, scratch
@@ -77,6 +78,8 @@ def tune(
         quantize.load(request.quantizer)  # else this takes long to be refused
         on_stage("Loading the data, the supernet and the hardware profile")
         lab = load(request)
+    if request.workers is not None or request.cluster is not None:
+        check_sendable(lab.judge, lab.dataset.metric)
     space = lab.network.space
     if lab.judge is None:
         on_stage(_sizes(lab.dataset))

@@ -5,18 +5,14 @@ A worker needs neither torch nor what stores trials, and loads neither: this mod
 
 from __future__ import annotations
 
-import importlib.util
 import pickle
 import platform
-import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from importlib.machinery import ModuleSpec
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -25,28 +21,10 @@ from distributed.comm import get_address_host
 
 from qnas_plugin._version import __version__
 from qnas_plugin.errors import ClusterError
+from qnas_plugin.evaluate.bench import Bench, Job
 from qnas_plugin.hardware import HardwareProfile, is_this_machine
 from qnas_plugin.hardware.machine import cores, detect
 from qnas_plugin.study.evaluation import Evaluation, attempt
-
-
-@contextmanager
-def _not_found(library: str) -> Iterator[None]:
-    """Lets ``importlib.util.find_spec`` say that a library is not installed, unless it is loaded already."""
-    find = importlib.util.find_spec
-
-    def found(name: str, package: str | None = None) -> ModuleSpec | None:
-        return None if name == library and library not in sys.modules else find(name, package)
-
-    importlib.util.find_spec = found
-    try:
-        yield
-    finally:
-        importlib.util.find_spec = find
-
-
-with _not_found("torch"):  # neural-compressor 3.7.1 asks so, and loads it for models of torch alone
-    from qnas_plugin.evaluate.bench import Bench, Job
 
 SETUP_SECONDS = 60.0
 """How long a trial waits on its worker for the bench to be opened there."""

@@ -6,8 +6,12 @@ says, and that the scales of a bias lie along its only axis.
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib.machinery import ModuleSpec
 from importlib.metadata import version as version_of
 from typing import Any
 
@@ -24,7 +28,24 @@ from qnas_plugin.quantizers._settings import UNSIGNED, in_8_bits, type_of, weigh
 from qnas_plugin.quantizers.formats import Format, Numbers
 from qnas_plugin.quantizers.weights import Kept, rounded
 
-with warnings.catch_warnings():  # 3.7.1 imports pkg_resources, which warns
+
+@contextmanager
+def _not_found(library: str) -> Iterator[None]:
+    """Lets ``importlib.util.find_spec`` say that a library is not installed, unless it is loaded already."""
+    find = importlib.util.find_spec
+
+    def found(name: str, package: str | None = None) -> ModuleSpec | None:
+        return None if name == library and library not in sys.modules else find(name, package)
+
+    importlib.util.find_spec = found
+    try:
+        yield
+    finally:
+        importlib.util.find_spec = find
+
+
+# 3.7.1 imports pkg_resources, which warns; and torch, which only its quantization of torch models needs.
+with warnings.catch_warnings(), _not_found("torch"):
     warnings.simplefilter("ignore")
     from neural_compressor.adaptor.ox_utils.calibration import ONNXRTAugment
     from neural_compressor.adaptor.ox_utils.calibrator import CALIBRATOR
