@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-import warnings
 from collections import Counter, deque
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any
@@ -16,9 +15,9 @@ from typing import Any
 import onnx
 
 from qnas_plugin.errors import QuantizationError
+from qnas_plugin.quantizers._importing import importing
 
-with warnings.catch_warnings():  # 3.7.1 imports pkg_resources, which warns
-    warnings.simplefilter("ignore")
+with importing():
     from neural_compressor.adaptor.ox_utils import operators, quantizer
     from neural_compressor.model.onnx_model import ONNXModel
 

@@ -6,12 +6,7 @@ says, and that the scales of a bias lie along its only axis.
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from importlib.machinery import ModuleSpec
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version as version_of
 from typing import Any
 
@@ -22,31 +17,14 @@ from qnas_plugin.build.tidy import FP32_OUTPUT, WEIGHT_INPUT
 from qnas_plugin.errors import QuantizationError, door
 from qnas_plugin.quantizers import Emitted, Work
 from qnas_plugin.quantizers._bias import Floors, floors
+from qnas_plugin.quantizers._importing import importing
 from qnas_plugin.quantizers._indexed_model import IndexedModel, NewNodes
 from qnas_plugin.quantizers._integer_forms import inner_inputs
 from qnas_plugin.quantizers._settings import UNSIGNED, in_8_bits, type_of, weights_of
 from qnas_plugin.quantizers.formats import Format, Numbers
 from qnas_plugin.quantizers.weights import Kept, rounded
 
-
-@contextmanager
-def _not_found(library: str) -> Iterator[None]:
-    """Lets ``importlib.util.find_spec`` say that a library is not installed, unless it is loaded already."""
-    find = importlib.util.find_spec
-
-    def found(name: str, package: str | None = None) -> ModuleSpec | None:
-        return None if name == library and library not in sys.modules else find(name, package)
-
-    importlib.util.find_spec = found
-    try:
-        yield
-    finally:
-        importlib.util.find_spec = find
-
-
-# 3.7.1 imports pkg_resources, which warns; and torch, which only its quantization of torch models needs.
-with warnings.catch_warnings(), _not_found("torch"):
-    warnings.simplefilter("ignore")
+with importing():
     from neural_compressor.adaptor.ox_utils.calibration import ONNXRTAugment
     from neural_compressor.adaptor.ox_utils.calibrator import CALIBRATOR
     from neural_compressor.adaptor.ox_utils.quantizer import Quantizer
