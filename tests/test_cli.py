@@ -228,7 +228,7 @@ def test_tune_refuses_to_mix_latencies_of_two_runtimes(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     before = (tuned / "study.journal").read_bytes()
-    monkeypatch.setattr("qnas_plugin.commands.loading.version", lambda package: "1.0")
+    monkeypatch.setattr("qnas_plugin.runtimes.onnxruntime.version", lambda: "1.0")
     assert run(*tune_arguments(supernet, sentences, hardware, tuned), "--trials", "99") == 1
     assert re.search(r"has onnxruntime \d.*, this run has onnxruntime 1\.0; use another", capsys.readouterr().err)
     assert (tuned / "study.journal").read_bytes() == before

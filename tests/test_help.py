@@ -50,7 +50,7 @@ def test_help_shows_choices_and_defaults(capsys: pytest.CaptureFixture[str]) -> 
     for text in (
         "--latency measured|table",
         "--against int8|fp32",
-        "--seed <int> Of every random choice. [default: (0)]",
+        "--seed <int> Of every random choice. [default: 0]",
         f"[{', '.join(registry.names('tasks'))}]",
         f"[{', '.join(registry.names('search'))}]",
     ):

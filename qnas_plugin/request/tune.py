@@ -202,7 +202,8 @@ class TuneRequest(Request):
 
         limits = [parse_limit(text) for text in texts]
         for limit in limits:
-            if limit.metric == "accuracy" and limit.value > 1 and _is_share(info.data.get("metric")):
+            beyond = limit.metric == "accuracy" and limit.comparison == ">=" and limit.value > 1
+            if beyond and _is_share(info.data.get("metric")):
                 meant = f"; did you mean {limit.value / 100:g}?" if limit.value <= 100 else ""
                 raise UsageError(f"the limit '{limit}': accuracy is between 0 and 1{meant}")
         return tuple(map(str, limits))

@@ -12,9 +12,9 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from rich.console import Console
 
-from qnas_plugin import console
 from qnas_plugin.commands.retarget import retarget
 from qnas_plugin.commands.tune import Progress, tune
+from qnas_plugin.console.tables import result_table
 from qnas_plugin.errors import StudyError
 from qnas_plugin.latency import table as latency_table
 from qnas_plugin.request import TuneRequest
@@ -48,7 +48,7 @@ def test_perplexity_is_minimised_and_told_by_its_name(
     assert "a permutation test" in page
     assert "of perplexity" in result.reason or "no member" in result.reason
     shown = Console(width=200, record=True)
-    shown.print(console._table(result))
+    shown.print(result_table(result))
     text = shown.export_text()
     assert "perplexity" in text
     assert "accuracy" not in text
