@@ -17,7 +17,7 @@ from qnas_plugin.commands.tune import Progress, tune
 from qnas_plugin.console.tables import result_table
 from qnas_plugin.errors import StudyError
 from qnas_plugin.latency import table as latency_table
-from qnas_plugin.request import TuneRequest
+from qnas_plugin.request import RetargetRequest, TuneRequest
 from qnas_plugin.supernets import Supernet
 from tests.commands.conftest import ELSEWHERE, table_of
 
@@ -54,7 +54,7 @@ def test_perplexity_is_minimised_and_told_by_its_name(
     assert "accuracy" not in text
 
     there = latency_table.write(table_of(supernet, ELSEWHERE, 1), tmp_path)
-    found = retarget(asked.out, ELSEWHERE, table=there)
+    found = retarget(RetargetRequest.build({"study": asked.out, "hardware": ELSEWHERE, "table": there}))
     assert found.record["metric"] == "perplexity"
     pairs = [(member.metrics["latency_ms"], member.metrics["accuracy"]) for member in found.members]
     assert pairs == sorted(pairs)  # fastest first
