@@ -1,6 +1,7 @@
 """Sparse tensors, of which a model stores what is not zero and where, made whole: quantization takes no other.
 
-They are initializers, and constants of nodes, also in branches and functions.
+They are initializers of the graph. Others, constants of nodes and what branches and functions store, are refused: ONNX
+Runtime 1.31 can end with a segmentation fault while it loads a file that has such.
 """
 
 from __future__ import annotations
@@ -20,26 +21,28 @@ _WHOLE = "store it whole, not sparse"
 
 
 def densify(model: onnx.ModelProto, file: Path) -> None:
-    """Makes all sparse tensors of a model whole.
+    """Makes the sparse initializers of a model whole.
 
     Args:
         model: Is changed.
         file: Where it came from; parts of a sparse tensor may be stored beside it.
 
     Raises:
-        CheckpointError: One is damaged, of a type that cannot be filled in, or too large for a file when it is whole.
+        CheckpointError: One is damaged, of a type that cannot be filled in, too large for a file when it is whole, or
+            no initializer of the graph itself.
     """
     for outer in (model.graph, *model.functions):
         for inner in graphs(outer):
-            if isinstance(inner, onnx.GraphProto):
-                for sparse in inner.sparse_initializer:
-                    inner.initializer.append(_whole(sparse, str(sparse.values.name), model, file))
-                del inner.sparse_initializer[:]
-            for node in inner.node:
-                for attribute in node.attribute if node.op_type == "Constant" else ():
-                    if attribute.name == "sparse_value":
-                        whole = _whole(attribute.sparse_tensor, str(node.output[0]), model, file)
-                        attribute.CopyFrom(helper.make_attribute("value", whole))
+            names = [node.output[0] for node in inner.node for each in node.attribute if each.name == "sparse_value"]
+            if isinstance(inner, onnx.GraphProto) and inner is not model.graph:
+                names += [sparse.values.name for sparse in inner.sparse_initializer]
+            if names:
+                raise CheckpointError(
+                    f"the constant '{names[0]}' of '{file}' is sparse, which ONNX Runtime may not survive; {_WHOLE}"
+                )
+    for sparse in model.graph.sparse_initializer:
+        model.graph.initializer.append(_whole(sparse, str(sparse.values.name), model, file))
+    del model.graph.sparse_initializer[:]
 
 
 def _whole(sparse: onnx.SparseTensorProto, name: str, model: onnx.ModelProto, file: Path) -> onnx.TensorProto:
