@@ -83,7 +83,7 @@ def test_sparse_constants_are_refused_before_onnx_runtime_sees_them(tmp_path: Pa
         domains=[("mine", 1)],
         functions=[layer],
     )
-    name = {"graph": "w", "branch": "cthen", "function": "v"}[place]
+    name = {"graph": "w", "branch": "celse", "function": "v"}[place]
     data = {"x": floats(30, 8, 8), "flag": np.arange(30) % 2 > 0}
     assert f"the constant '{name}' of" in refused(made, data, tmp_path)
 
