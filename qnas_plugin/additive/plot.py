@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import html
-
 import plotly.graph_objects as go
 import plotly.io
 
@@ -36,8 +34,7 @@ def render(found: Sensitivity) -> str:
     title = "What each single decision does"
     return (
         f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{title}</title>"
-        "<body style='font-family: sans-serif; max-width: 70em; margin: 2em auto'>"
+        "<body style='font-family: sans-serif; max-width: 70em; margin: 2em auto; padding: 0 1em'>"
         f"<h1>{title}</h1><p>{len(found.changes)} single changes of the full network in FP32, whose {found.score} is "
-        f"{found.value:.4f} on {found.examples} examples of "
-        f"{html.escape(found.identity.get('data', 'the data'))}.</p>{chart}</body></html>\n"
+        f"{found.value:.4f} on {found.examples} examples.</p>{chart}</body></html>\n"
     )
