@@ -36,9 +36,9 @@ from qnas_plugin.supernets.onnx_file import onnx_model
 FP32, INT8 = Precision.FP32.value, Precision.INT8.value
 
 
-def main() -> None:
-    """Prints a table of accuracies and one of latencies."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments(about: str | None) -> argparse.ArgumentParser:
+    """What names a network and its data, and the formats of it."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="an ONNX file, or the checkpoint of a supernet")
     parser.add_argument("--supernet")
     parser.add_argument("--task")
@@ -48,10 +48,17 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=300, help="for the accuracy, at most")
     parser.add_argument("--max-length", type=int, help="tokens of a text")
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS))
+    return parser
+
+
+def main() -> None:
+    """Prints a table of accuracies and one of latencies."""
+    parser = arguments(__doc__)
     parser.add_argument("--only", choices=("accuracy", "latency"))
     options = parser.parse_args()
     warnings.simplefilter("ignore")
-    lab = load(options)
+    # Nothing is searched, so that all held-out examples may be used.
+    lab = load(options, SplitSizes(options.calibration, options.examples, selection=0, report=1))
     print(f"{detect()}", flush=True)
     with tempfile.TemporaryDirectory(prefix="qnas-bench-") as folder:
         paths = {name: Path(folder) / f"{name}.onnx" for name in dict.fromkeys([FP32, INT8, *options.formats])}
@@ -64,11 +71,10 @@ def main() -> None:
             latencies(lab, paths)
 
 
-def load(options: argparse.Namespace) -> Lab:
-    """The network with its data; nothing is searched, so that all held-out examples may be used."""
+def load(options: argparse.Namespace, sizes: SplitSizes) -> Lab:
+    """The network with its data."""
     precisions = Precisions(tuple(FORMATS))
     task = registry.load("tasks", options.task or "arrays")
-    sizes = SplitSizes(calibration=options.calibration, search=options.examples, selection=0, report=1)
     dataset = task.load(options.data, sizes=sizes)
     dataset = replace(dataset, metric=options.metric or dataset.metric)
     if options.supernet:

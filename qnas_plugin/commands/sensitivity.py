@@ -56,18 +56,19 @@ def sensitivity(
         lab = load(request, measures=False)
     space = lab.network.space
     centre = space.corners["largest-fp32"]
-    identity = {name: lab.identity[name] for name in IDENTITY if name in lab.identity} | {"space": space.fingerprint}
+    identity = _identity(lab)
     single = list(single_changes(space, centre))
-    with alone_in(request.out), scratch() as folder, _Scores(request.out / "sensitivity.jsonl", identity) as known:
+    with alone_in(request.out), scratch() as folder:
+        known = _Scores(request.out / "sensitivity.jsonl", identity)
         on_stage(
             f"Scoring the full network and {len(single)} single changes of it on {len(lab.dataset.search)} examples"
         )
-        base, name = _of(known.get(lab, centre, folder))
+        whole = known.get(lab, centre, folder)
+        base, name = _of(whole)
         changes = []
         for done, (variable, choice, candidate) in enumerate(single, 1):
             scored = known.get(lab, candidate, folder)
             difference = (_of(scored)[0] - base) * (1 if name == SOFT else -sign(lab.metric.direction))
-            whole = known.get(lab, centre, folder)
             changes.append(
                 Change(
                     variable,
@@ -100,14 +101,19 @@ def sensitivity_in(folder: Path, lab: Lab) -> Sensitivity:
         StudyError: There is none, or it is of other ones.
     """
     found = Sensitivity.read(folder / FILE)
-    space = lab.network.space.fingerprint
-    now = {name: lab.identity[name] for name in IDENTITY if name in lab.identity} | {"space": space}
+    now = _identity(lab)
     if differing := [name for name in sorted({*now, *found.identity}) if now.get(name) != found.identity.get(name)]:
         raise StudyError(
             f"{folder / FILE} is of another {differing[0]}: {found.identity.get(differing[0], 'unset')}, not "
             f"{now.get(differing[0], 'unset')}; make it anew with: qnas sensitivity"
         )
     return found
+
+
+def _identity(lab: Lab) -> dict[str, str]:
+    """What the numbers depend on, by name."""
+    known = {name: lab.identity[name] for name in IDENTITY if name in lab.identity}
+    return known | {"space": lab.network.space.fingerprint}
 
 
 def _of(scored: Scored) -> tuple[np.ndarray[Any, np.dtype[np.float64]], str]:
@@ -121,8 +127,6 @@ class _Scores:
     def __init__(self, path: Path, identity: Mapping[str, str]) -> None:
         self.path, self.identity = path, dict(identity)
         self.known: dict[str, Scored] = {}
-
-    def __enter__(self) -> _Scores:
         if self.path.exists():
             with opened(self.path) as file:
                 content = file.read()
@@ -131,10 +135,6 @@ class _Scores:
             if content and not content.endswith(b"\n"):  # a cut line must not swallow the next one
                 with self.path.open("a", encoding="utf-8") as lines:
                     lines.write("\n")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        return None
 
     def get(self, lab: Lab, candidate: Candidate, folder: Path) -> Scored:
         """The scores of a candidate, measured where they are not known.

@@ -203,10 +203,11 @@ def match(machine: Machine) -> HardwareProfile:
     Raises:
         HardwareError: No profile fits the machine, or more than one does.
     """
-    known = profiles()
+    found = _profiles()
+    known = {name: profile for name, (_, profile) in sorted(found.items())}
     mismatches = {name: is_this_machine(profile, machine) for name, profile in known.items()}
     fitting = [name for name in known if not mismatches[name]]
-    own = [name for name in fitting if _profiles()[name][0].parent == user_folder("hardware_profiles")]
+    own = [name for name in fitting if found[name][0].parent == user_folder("hardware_profiles")]
     if len(own) == 1:
         fitting = own
     if len(fitting) > 1:

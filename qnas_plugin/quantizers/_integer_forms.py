@@ -59,12 +59,12 @@ def let_run(graph: onnx.GraphProto, layers: Mapping[str, str], known: Shapes) ->
         known: Shapes in the FP32 model.
     """
     taken = names_of(graph)
-    readers = _readers(graph)
+    read_by = readers(graph)
     stored = {initializer.name: initializer for initializer in graph.initializer}
     for node in graph.node:
         if node.name not in layers or node.op_type not in ("MatMul", "Gemm"):
             continue
-        follower, read = _follower(node.output[0], readers)
+        follower, read = _follower(node.output[0], read_by)
         if follower is None:
             continue
         if node.op_type == "Gemm":
@@ -76,7 +76,7 @@ def let_run(graph: onnx.GraphProto, layers: Mapping[str, str], known: Shapes) ->
             if len(shape) == 2 and (bias is None or len(bias.dims) == 2 or _is_vector(bias)):
                 node.op_type = "Gemm"
             elif len(shape) > 2 and -1 not in shape and bias is not None and _is_vector(bias):
-                _make_row(graph, follower, bias, shared=len(readers[bias.name]) > 1, taken=taken)
+                _make_row(graph, follower, bias, shared=len(read_by[bias.name]) > 1, taken=taken)
 
 
 def restore_fp32_inputs(graph: onnx.GraphProto, int8: set[str], fp32: set[str]) -> None:
@@ -118,25 +118,25 @@ def _make_row(
     bias.dims[:] = [1, *bias.dims]
 
 
-def _follower(name: str, readers: Mapping[str, Sequence[onnx.NodeProto | None]]) -> tuple[onnx.NodeProto | None, str]:
+def _follower(name: str, read_by: Mapping[str, Sequence[onnx.NodeProto | None]]) -> tuple[onnx.NodeProto | None, str]:
     """The only node that reads a tensor, behind those that change nothing, and the tensor that it reads."""
     while True:
-        found = readers.get(name, ())
+        found = read_by.get(name, ())
         node = found[0] if len(found) == 1 else None
         if node is None or node.op_type not in _SKIPPED:
             return node, name
         name = node.output[0]
 
 
-def _readers(graph: onnx.GraphProto) -> dict[str, list[onnx.NodeProto | None]]:
+def readers(graph: onnx.GraphProto) -> dict[str, list[onnx.NodeProto | None]]:
     """Tensor to the nodes that read it; None stands for the graph's output and for the inside of an If or a Loop."""
-    readers: dict[str, list[onnx.NodeProto | None]] = {output.name: [None] for output in graph.output}
+    found: dict[str, list[onnx.NodeProto | None]] = {output.name: [None] for output in graph.output}
     for node in graph.node:
         for name in node.input:
-            readers.setdefault(name, []).append(node)
+            found.setdefault(name, []).append(node)
         for name in inner_inputs(node):
-            readers.setdefault(name, []).append(None)
-    return readers
+            found.setdefault(name, []).append(None)
+    return found
 
 
 def inner_inputs(node: onnx.NodeProto) -> Iterable[str]:

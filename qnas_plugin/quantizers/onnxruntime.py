@@ -26,7 +26,7 @@ from qnas_plugin.build.tidy import FP32_OUTPUT, WEIGHT_INPUT
 from qnas_plugin.errors import QuantizationError, door
 from qnas_plugin.quantizers import Emitted, Work
 from qnas_plugin.quantizers._bias import floors
-from qnas_plugin.quantizers._integer_forms import inner_inputs, names_of, unique
+from qnas_plugin.quantizers._integer_forms import inner_inputs, names_of, readers, unique
 from qnas_plugin.quantizers._settings import in_8_bits, type_of, weights_of
 from qnas_plugin.quantizers.formats import Format, Numbers
 from qnas_plugin.quantizers.weights import Rounded, rounded
@@ -141,12 +141,7 @@ def _scale(low: float, high: float) -> float:
 def _let_through(graph: onnx.GraphProto, work: Work) -> Ranges:
     """The ranges, of which that of what a Conv gives to a Relu or Clip alone is what this lets through."""
     stored = {tensor.name: tensor for tensor in graph.initializer if tensor.ByteSize() < 1000}
-    readers: dict[str, list[onnx.NodeProto | None]] = {output.name: [None] for output in graph.output}
-    for node in graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
-        for name in inner_inputs(node):
-            readers.setdefault(name, []).append(None)
+    read_by = readers(graph)
     found: dict[str, tuple[float, float]] = {}
     for node in graph.node:
         if node.name not in work.formats:
@@ -156,8 +151,8 @@ def _let_through(graph: onnx.GraphProto, work: Work) -> Ranges:
         if node.op_type in FP32_OUTPUT:
             continue
         low, high = work.ranges[node.output[0]]
-        reader = next(iter(readers.get(node.output[0], [])), None)
-        if node.op_type == "Conv" and reader is not None and len(readers[node.output[0]]) == 1:
+        reader = next(iter(read_by.get(node.output[0], [])), None)
+        if node.op_type == "Conv" and reader is not None and len(read_by[node.output[0]]) == 1:
             floor, ceiling = _bounds(reader, stored)
             if floor <= 0 <= ceiling:
                 low, high = max(low, floor), min(high, ceiling)

@@ -31,7 +31,12 @@ GROUPS: tuple[Group, ...] = get_args(Group)
 """The headings of help, in their order."""
 
 
-REGISTERED: Mapping[str, registry.Kind] = {"supernet": "supernets", "task": "tasks", "algorithm": "search"}
+REGISTERED: Mapping[str, registry.Kind] = {
+    "supernet": "supernets",
+    "task": "tasks",
+    "quantizer": "quantizers",
+    "algorithm": "search",
+}
 """Fields of any request that name what is registered; help lists the names."""
 
 

@@ -59,14 +59,6 @@ class ProfileRequest(Options):
     )
     overwrite: Overwrite = False
 
-    @field_validator("quantizer")
-    @classmethod
-    def _quantizer(cls, name: str) -> str:
-        from qnas_plugin import registry
-
-        registry.check("quantizers", name)
-        return name.replace("-", "_")
-
     @field_validator("budget")
     @classmethod
     def _budget(cls, text: str) -> str:

@@ -160,14 +160,6 @@ class TuneRequest(Request):
         values: dict[str, Any] = handler(self)
         return {name: value for name, value in values.items() if (name, value) != ("quantizer", DEFAULT)}
 
-    @field_validator("quantizer")
-    @classmethod
-    def _quantizer(cls, name: str) -> str:
-        from qnas_plugin import registry
-
-        registry.check("quantizers", name)
-        return name.replace("-", "_")
-
     @field_validator("precision")
     @classmethod
     def _precision(cls, names: tuple[str, ...]) -> tuple[str, ...]:
