@@ -26,7 +26,7 @@ from qnas_plugin.request import TuneRequest
 from qnas_plugin.space import Candidate
 
 FILE = "sensitivity.json"
-IDENTITY = ("supernet", "checkpoint", "data", "processor", "max_length", "metric")
+IDENTITY = ("supernet", "checkpoint", "data", "processor", "max_length", "metric", "quantizer")
 """What of a study's identity the numbers depend on: no hardware."""
 
 
